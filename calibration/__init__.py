@@ -1,0 +1,1 @@
+"""Schedules and quantisation ranges measured on a model."""

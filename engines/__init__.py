@@ -1,0 +1,1 @@
+"""The plan file and the engines that run its graphs."""
