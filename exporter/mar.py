@@ -1,0 +1,398 @@
+"""MAR: masked autoregressive transformer with a diffusion head (arXiv 2406.11838)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import DisaError
+from .checkpoint import load_strict
+from .graph import Arrays, Graph, Shape
+from .head import DiffusionMLP, HeadStep, head_graph, timestep_graph
+from .layers import Block, LayerNorm, Linear, QueryBlock
+from .precision import Precision, set_precision
+from .vae import KLDecoder
+
+FAMILY = "mar"
+SIZES = {
+    "mar_b": {"width": 768, "depth": 12, "heads": 12, "diffloss_d": 6, "diffloss_w": 1024},
+    "mar_l": {"width": 1024, "depth": 16, "heads": 16, "diffloss_d": 8, "diffloss_w": 1280},
+    "mar_h": {"width": 1280, "depth": 20, "heads": 16, "diffloss_d": 12, "diffloss_w": 1536},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a MAR model, under the names of the official training options."""
+
+    img_size: int
+    vae_stride: int
+    patch_size: int
+    vae_embed_dim: int
+    class_num: int
+    buffer_size: int
+    encoder_embed_dim: int
+    encoder_depth: int
+    encoder_num_heads: int
+    decoder_embed_dim: int
+    decoder_depth: int
+    decoder_num_heads: int
+    diffloss_d: int
+    diffloss_w: int
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+                raise DisaError(f"the configuration's {field.name} must be a positive number, not {value!r}")
+        if self.img_size % (self.vae_stride * self.patch_size):
+            raise DisaError(
+                f"img_size {self.img_size} is not a multiple of vae_stride * patch_size "
+                f"({self.vae_stride} * {self.patch_size}): mend the configuration"
+            )
+        for side in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_num_heads")
+            if width % heads:
+                raise DisaError(f"{heads} {side} heads do not divide its width {width}: give {side}_num_heads")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the image."""
+        return self.img_size // self.vae_stride // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image, L."""
+        return self.grid**2
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token, C."""
+        return self.vae_embed_dim * self.patch_size**2
+
+
+class MAR(nn.Module):
+    """The whole model, with the keys of an official checkpoint."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
+        positions = config.buffer_size + config.tokens
+        self.class_emb = nn.Embedding(config.class_num, encoder)
+        self.fake_latent = nn.Parameter(torch.zeros(1, encoder))
+        self.z_proj = Linear(config.channels, encoder)
+        self.z_proj_ln = LayerNorm(encoder)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, positions, encoder))
+        self.encoder_blocks = nn.ModuleList(
+            Block(encoder, config.encoder_num_heads, config.mlp_ratio)
+            for _ in range(config.encoder_depth)
+        )
+        self.encoder_norm = LayerNorm(encoder)
+        self.decoder_embed = Linear(encoder, decoder)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, positions, decoder))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder, config.decoder_num_heads, config.mlp_ratio)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = LayerNorm(decoder)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
+        self.diffloss = nn.ModuleDict(
+            {"net": DiffusionMLP(config.channels, decoder, config.diffloss_w, config.diffloss_d)}
+        )
+
+    @property
+    def head(self) -> DiffusionMLP:
+        """The diffusion head."""
+        head = self.diffloss["net"]
+        assert isinstance(head, DiffusionMLP)
+        return head
+
+
+class Backbone(nn.Module):
+    """The condition of the tokens that one AR iteration predicts.
+
+    Tokens stand in generation order: [buffer, visible, predicted, the rest]. Attention does
+    not mind the order, so nothing is scattered back to the grid, and the predicted tokens
+    are one contiguous slice.
+    """
+
+    def __init__(self, model: MAR) -> None:
+        super().__init__()
+        config = model.config
+        self.buffer_size, self.width = config.buffer_size, config.diffloss_w
+        classes = torch.cat([model.class_emb.weight, model.fake_latent])
+        self.register_buffer("class_table", classes.detach().clone())
+        for name in ("encoder", "decoder"):
+            table = getattr(model, f"{name}_pos_embed_learned").detach()[0]
+            self.register_buffer(f"{name}_buffer_position", table[: self.buffer_size].clone())
+            self.register_buffer(f"{name}_position", table[self.buffer_size :].clone())
+        self.register_buffer(
+            "masked_position", self.decoder_position + model.mask_token.detach()[0]
+        )
+        self.register_buffer("condition_position", model.diffusion_pos_embed_learned.detach()[0])
+        self.z_proj, self.z_proj_ln = model.z_proj, model.z_proj_ln
+        self.encoder_blocks, self.encoder_norm = model.encoder_blocks, model.encoder_norm
+        self.decoder_embed, self.decoder_norm = model.decoder_embed, model.decoder_norm
+        self.decoder_blocks = nn.ModuleList(model.decoder_blocks[:-1])
+        last = model.decoder_blocks[-1]
+        assert isinstance(last, Block)
+        self.last_block = QueryBlock(last)
+        self.cond_embed = model.head.cond_embed
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, predicted: Tensor, class_index: Tensor
+    ) -> Tensor:
+        """The embedded condition of the predicted tokens, [guidance, predicted * batch, width].
+
+        Args:
+            tokens: the tokens known so far, in generation order, [visible, batch, C].
+            positions: grid position of every token in generation order, [L, batch].
+            predicted: positions predicted now, which are
+                `positions[visible : visible + predicted]`, [predicted, batch].
+            class_index: class of each image, [guidance, batch]; the number of classes stands
+                for no class.
+        """
+        visible, batch = tokens.shape[0], tokens.shape[1]
+        guidance, count = class_index.shape[0], predicted.shape[0]
+        encoded = self.encode(tokens, positions[:visible], class_index)
+        x = self.decoder_embed(encoded)
+        buffer = x[:, : self.buffer_size] + self.decoder_buffer_position
+        known = self.decoder_position[positions[:visible]].transpose(0, 1)
+        masked = self.masked_position[positions[visible:]].transpose(0, 1)
+        x = torch.cat(
+            [
+                buffer,
+                x[:, self.buffer_size :] + _for_each(known, guidance),
+                _for_each(masked, guidance),
+            ],
+            dim=1,
+        )
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.last_block(x, self.buffer_size + visible, count)
+        z = self.decoder_norm(x).unflatten(0, (guidance, batch)).transpose(1, 2)
+        z = z + self.condition_position[predicted]
+        result: Tensor = self.cond_embed(z).flatten(1, 2)
+        return result
+
+    def encode(self, tokens: Tensor, positions: Tensor, class_index: Tensor) -> Tensor:
+        """The encoder over buffer and visible tokens, [guidance * batch, buffer + visible, width].
+
+        Known tokens are the same for both guidance halves up to the first attention, so
+        they are projected and normalised once.
+        """
+        buffer = self.class_table[class_index].unsqueeze(2) + self.encoder_buffer_position
+        buffer = self.z_proj_ln(buffer).flatten(0, 1)
+        known = self.z_proj_ln(self.z_proj(tokens) + self.encoder_position[positions])
+        x = torch.cat([buffer, _for_each(known.transpose(0, 1), class_index.shape[0])], dim=1)
+        for block in self.encoder_blocks:
+            x = block(x)
+        result: Tensor = self.encoder_norm(x)
+        return result
+
+
+def _for_each(x: Tensor, guidance: int) -> Tensor:
+    """[batch, ...] repeated for every guidance half: [guidance * batch, ...]."""
+    return x.unsqueeze(0).expand(guidance, *x.shape).flatten(0, 1)
+
+
+class Decoder(nn.Module):
+    """Tokens in generation order to latents, and on to pixels where there is a way."""
+
+    def __init__(self, config: Config, vae: KLDecoder | None) -> None:
+        super().__init__()
+        self.config = config
+        self.to_pixels: nn.Module | None = vae
+        self.pixel_channels = 3
+        if vae is None and config.vae_stride == 1:
+            self.to_pixels, self.pixel_channels = nn.Identity(), config.vae_embed_dim
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """`tokens` [L, batch, C], `positions` [L, batch] -> latents [batch, c, h, w] and image."""
+        config = self.config
+        grid, patch = config.grid, config.patch_size
+        place = positions.unsqueeze(-1).expand(-1, -1, config.channels)
+        x = torch.zeros_like(tokens).scatter(0, place, tokens).transpose(0, 1)
+        x = x.unflatten(1, (grid, grid)).unflatten(3, (config.vae_embed_dim, patch, patch))
+        latents = x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        if self.to_pixels is None:
+            return latents
+        return latents, self.to_pixels(latents)
+
+
+def recognise(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a MAR model."""
+    return {"fake_latent", "mask_token", "diffloss.net.cond_embed.weight"} <= state.keys()
+
+
+def configure(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+) -> Config:
+    """The sizes of a checkpoint.
+
+    What the tensors tell is read from them; the rest comes from `config`, then from the
+    training options `args` of the checkpoint, then from the official models of that width.
+
+    Raises:
+        DisaError: a size is told by nobody, or `config` contradicts the tensors.
+    """
+    told = sizes_in_tensors(state)
+    given = {key: value for key, value in (config or {}).items() if value is not None}
+    for key, value in told.items():
+        if key in given and given[key] != value:
+            raise DisaError(
+                f"the configuration says {key} {given[key]}, but the checkpoint's tensors say {value}"
+            )
+    known = {field.name for field in fields(Config)}
+    sizes = {**{k: v for k, v in (args or {}).items() if k in known}, **given, **told}
+    sizes = {key: value for key, value in sizes.items() if key in known}
+    for side in ("encoder", "decoder"):
+        heads = f"{side}_num_heads"
+        if heads not in sizes:
+            sizes[heads] = _official_heads(sizes[f"{side}_embed_dim"], heads)
+    grid = round(state["diffusion_pos_embed_learned"].shape[1] ** 0.5)
+    _complete_geometry(sizes, state["z_proj.weight"].shape[1], grid)
+    result = Config(**sizes)
+    if result.tokens != state["diffusion_pos_embed_learned"].shape[1] or (
+        result.channels != state["z_proj.weight"].shape[1]
+    ):
+        raise DisaError(
+            f"img_size {result.img_size}, vae_stride {result.vae_stride}, patch_size "
+            f"{result.patch_size} and vae_embed_dim {result.vae_embed_dim} mean {result.tokens} tokens "
+            f"of {result.channels} channels, but the checkpoint has "
+            f"{state['diffusion_pos_embed_learned'].shape[1]} of {state['z_proj.weight'].shape[1]}: "
+            "give the right ones with --config"
+        )
+    return result
+
+
+def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int | float]:
+    """The options that the shapes of the tensors tell."""
+    encoder, _ = state["z_proj.weight"].shape
+    decoder = state["decoder_embed.weight"].shape[0]
+    tokens = state["diffusion_pos_embed_learned"].shape[1]
+    return {
+        "encoder_embed_dim": encoder,
+        "decoder_embed_dim": decoder,
+        "encoder_depth": count_blocks(state, "encoder_blocks."),
+        "decoder_depth": count_blocks(state, "decoder_blocks."),
+        "class_num": state["class_emb.weight"].shape[0],
+        "buffer_size": state["encoder_pos_embed_learned"].shape[1] - tokens,
+        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks."),
+        "diffloss_w": state["diffloss.net.input_proj.weight"].shape[0],
+        "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
+    }
+
+
+def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered blocks stand under `prefix`."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _official_heads(width: int, option: str) -> int:
+    for size in SIZES.values():
+        if size["width"] == width:
+            return size["heads"]
+    raise DisaError(
+        f"a width of {width} is none of the official sizes, and attention heads are in no tensor: "
+        f"give {option} in a JSON file with --config"
+    )
+
+
+def _complete_geometry(sizes: dict[str, Any], channels: int, grid: int) -> None:
+    """Fill in patch, channels, stride and image size; official models use 16 channels, stride 16."""
+    if "patch_size" not in sizes:
+        latent = sizes.get("vae_embed_dim", 16)
+        patch = round((channels / latent) ** 0.5)
+        if latent * patch**2 != channels:
+            raise DisaError(
+                f"tokens of {channels} channels fit no patch of {latent} latent channels: "
+                "give patch_size and vae_embed_dim in a JSON file with --config"
+            )
+        sizes["patch_size"] = patch
+    sizes.setdefault("vae_embed_dim", channels // sizes["patch_size"] ** 2)
+    sizes.setdefault("vae_stride", 16)
+    sizes.setdefault("img_size", grid * sizes["vae_stride"] * sizes["patch_size"])
+
+
+def build(state: Mapping[str, Tensor], config: Config, where: str = "the checkpoint") -> MAR:
+    """The model with the weights of `state` (strictly all of them)."""
+    with torch.device("meta"):
+        model = MAR(config)
+    load_strict(model, state, where=where)
+    return model.eval()
+
+
+def graphs(model: MAR, precision: Precision, vae: KLDecoder | None = None) -> list[Graph]:
+    """The graphs of a plan: backbone, timestep, head and decoder."""
+    config = model.config
+    timestep = model.head.time_embed
+    return [
+        _backbone_graph(set_precision(Backbone(model), precision), config),
+        timestep_graph(timestep, config.diffloss_w),
+        head_graph(set_precision(HeadStep(model.head), precision)),
+        _decoder_graph(Decoder(config, vae), config),
+    ]
+
+
+def _backbone_graph(module: Backbone, config: Config) -> Graph:
+    length, channels = config.tokens, config.channels
+
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        rng = np.random.default_rng(0)
+        batch, visible = sizes["batch"], sizes["visible"]
+        positions = rng.permuted(np.tile(np.arange(length)[:, None], batch), axis=0)
+        classes = rng.integers(0, config.class_num, (sizes["guidance"], batch))
+        classes[1:] = config.class_num
+        return {
+            "tokens": rng.standard_normal((visible, batch, channels), np.float32),
+            "positions": positions,
+            "predicted": positions[visible : visible + sizes["predicted"]],
+            "class_index": classes,
+        }
+
+    return Graph(
+        name="backbone",
+        module=module,
+        inputs={
+            "tokens": ("visible", "batch", channels),
+            "positions": (length, "batch"),
+            "predicted": ("predicted", "batch"),
+            "class_index": ("guidance", "batch"),
+        },
+        outputs={"condition": ("guidance", "rows", config.diffloss_w)},
+        example=example,
+        sizes={"guidance": 2, "batch": 3, "visible": min(7, length - 5), "predicted": 5},
+    )
+
+
+def _decoder_graph(module: Decoder, config: Config) -> Graph:
+    length, side = config.tokens, config.grid * config.patch_size
+
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        rng = np.random.default_rng(0)
+        batch = sizes["batch"]
+        return {
+            "tokens": 0.25 * rng.standard_normal((length, batch, config.channels), np.float32),
+            "positions": rng.permuted(np.tile(np.arange(length)[:, None], batch), axis=0),
+        }
+
+    outputs: dict[str, Shape] = {"latents": ("batch", config.vae_embed_dim, side, side)}
+    if module.to_pixels is not None:
+        outputs["image"] = ("batch", module.pixel_channels, config.img_size, config.img_size)
+    return Graph(
+        name="decoder",
+        module=module,
+        inputs={"tokens": (length, "batch", config.channels), "positions": (length, "batch")},
+        outputs=outputs,
+        example=example,
+        sizes={"batch": 3},
+    )

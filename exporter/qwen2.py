@@ -1,0 +1,253 @@
+"""Qwen2.5, the language model of Harmon: RMSNorm, rotary embedding, grouped heads, SwiGLU.
+
+Only what drawing images needs: a prompt pass that keeps keys and values, and a pass of
+embeddings behind such a cache. There is no text output, hence no `lm_head`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..errors import DisaError
+
+MASKED = -1e9
+"""Added to the score of a key that must not be seen; far below any real score."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a Qwen2 model, under the names of its published `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+                raise DisaError(
+                    f"the language model's {field.name} must be a positive number, not {value!r}"
+                )
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise DisaError(
+                f"{self.num_attention_heads} attention heads do not divide the language model's "
+                f"hidden_size {self.hidden_size} into even parts: mend num_attention_heads"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise DisaError(
+                f"num_key_value_heads {self.num_key_value_heads} does not divide "
+                f"num_attention_heads {self.num_attention_heads}: mend the configuration"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+
+def check_plain(options: Mapping[str, Any]) -> None:
+    """Refuse variants of Qwen2 that these modules do not compute.
+
+    Args:
+        options: the language model's `config.json`.
+    """
+    if options.get("hidden_act", "silu") != "silu":
+        raise DisaError(
+            f"the language model's hidden_act {options['hidden_act']!r} is not supported: only silu is"
+        )
+    if options.get("use_sliding_window"):
+        raise DisaError("a language model with use_sliding_window is not supported")
+    if options.get("rope_scaling"):
+        raise DisaError("a language model with rope_scaling is not supported")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine of every position's rotary angles, [rows, 1, tokens, head_dim / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Rotate `x` [rows, heads, tokens, head_dim] (rotate-half layout), in fp32."""
+        first, second = x.float().chunk(2, dim=-1)
+        cos, sin = self.cos * scale, self.sin * scale
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Attention with fewer key and value heads than query heads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.group, self.scale = config.group, config.head_dim**-0.5
+        width, key_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, key_width)
+        self.v_proj = nn.Linear(width, key_width)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def key_value(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of `x` [rows, tokens, width], [rows, key_heads, tokens, head_dim]."""
+        x = x.to(self.k_proj.weight.dtype)
+        key, value = _heads(self.k_proj(x), self.key_heads), _heads(self.v_proj(x), self.key_heads)
+        return rotation(key).to(x.dtype), value
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Attention of `x` [rows, tokens, width] over keys and values [rows, key_heads, keys, head_dim].
+
+        `mask` [rows or 1, 1, 1, tokens, keys] is added to the scores. The queries that share
+        a key head stand behind each other, so that keys and values are never repeated. They
+        are scaled while they are rotated in fp32: the large key biases of Qwen2 would
+        overflow fp16 scores that are scaled afterwards.
+        """
+        query = rotation(_heads(self.q_proj(x.to(key.dtype)), self.heads), self.scale)
+        query = query.to(key.dtype).unflatten(1, (self.key_heads, self.group))
+        scores = query.flatten(2, 3) @ key.transpose(-2, -1)
+        weights = (scores.float().unflatten(2, (self.group, -1)) + mask).softmax(-1)
+        mixed = weights.to(value.dtype).flatten(2, 3) @ value
+        mixed = mixed.unflatten(2, (self.group, -1)).flatten(1, 2).transpose(1, 2).flatten(2)
+        result: Tensor = self.o_proj(mixed).float()
+        return result
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, width] -> [rows, heads, tokens, head_dim]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., width] in fp32, result alike."""
+        x = x.to(self.gate_proj.weight.dtype)
+        result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)).float()
+        return result
+
+
+class Layer(nn.Module):
+    """Pre-norm decoder layer; the residual stream is fp32."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def key_value(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """What later tokens need of `x`: its rotated keys and its values."""
+        result: tuple[Tensor, Tensor] = self.self_attn.key_value(self.input_layernorm(x), rotation)
+        return result
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Tensor,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` [rows, tokens, width] behind the cached `past` -> x, its keys and its values."""
+        normed = self.input_layernorm(x)
+        own_key, own_value = self.self_attn.key_value(normed, rotation)
+        key, value = own_key, own_value
+        if past is not None:
+            key = torch.cat([past[0].to(key.dtype), key], dim=2)
+            value = torch.cat([past[1].to(value.dtype), value], dim=2)
+        x = x + self.self_attn(normed, rotation, mask, key, value)
+        return x + self.mlp(self.post_attention_layernorm(x)), own_key, own_value
+
+
+class Qwen2(nn.Module):
+    """The transformer without its output layer, with the keys of an official checkpoint."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self.register_buffer("frequencies", 1.0 / config.rope_theta**exponent, persistent=False)
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Rotary tables for `positions` [rows, tokens] (fp32)."""
+        angle = positions[:, None, :, None] * self.frequencies
+        return Rotation(angle.cos(), angle.sin())
+
+    def prompt(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of every layer, [layers, prompts, key_heads, length, head_dim], fp32.
+
+        `input_ids` [prompts, length] are padded on the right: attention is causal, so no
+        real token sees the padding, and what padding leaves in the cache must be masked by
+        whoever reads it. Of the last layer only keys and values are computed.
+        """
+        place = torch.arange(input_ids.shape[1], dtype=torch.float32, device=input_ids.device)
+        rotation = self.rotation(place[None])
+        mask = additive(place[None, :] <= place[:, None])[None, None, None]
+        x = self.embed_tokens(input_ids).float()
+        keys, values = [], []
+        for layer in self.layers[:-1]:
+            x, key, value = layer(x, rotation, mask)
+            keys.append(key)
+            values.append(value)
+        key, value = self.layers[-1].key_value(x, rotation)
+        return torch.stack([*keys, key]).float(), torch.stack([*values, value]).float()
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Embeddings behind cached prompts, after the final norm.
+
+        Args:
+            x: [rows, tokens, width] in fp32, result alike.
+            positions: [rows, tokens] in fp32.
+            mask: [rows, tokens, length + tokens], added to the scores.
+            keys, values: [layers, rows, key_heads, length, head_dim].
+        """
+        rotation, mask = self.rotation(positions), mask[:, None, None]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotation, mask, (keys[index], values[index]))[0]
+        result: Tensor = self.norm(x)
+        return result
+
+
+def additive(seen: Tensor) -> Tensor:
+    """A boolean mask as what is added to attention scores: 0 where seen, else `MASKED`."""
+    return torch.where(seen, 0.0, MASKED)
