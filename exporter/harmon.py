@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..errors import DisaError
 from . import mar, qwen2
+from .checkpoint import load_strict
 from .graph import Arrays, Graph, Shape
-from .head import HeadStep
+from .head import HeadStep, head_graph, timestep_graph
 from .layers import Linear
 from .mar import MAR
 from .precision import Precision, set_precision
 from .qwen2 import Qwen2
+from .vae import LATENT_SCALE, KLDecoder
 
 FAMILY = "harmon"
 LLM_SIZES = {
@@ -48,7 +50,7 @@ class Config:
 
     llm: qwen2.Config
     mar: mar.Config
-    vae_scale: float = mar.LATENT_SCALE
+    vae_scale: float = LATENT_SCALE
 
     def __post_init__(self) -> None:
         if not isinstance(self.vae_scale, int | float) or self.vae_scale <= 0:
@@ -177,7 +179,10 @@ class Backbone(nn.Module):
             prompt_value[:, rows],
         )
         fused = mar.for_each(encoded, guidance) + self.proj_out(hidden)
-        return self.decode(fused, positions, predicted, decoder_position, condition_position)
+        result: Tensor = self.decode(
+            fused, guidance, positions, predicted, decoder_position, condition_position
+        )
+        return result
 
     def encode(self, known: Tensor) -> Tensor:
         """The encoder over buffer and visible tokens, [batch, buffer + visible, width]."""
@@ -214,10 +219,10 @@ class Backbone(nn.Module):
 class Decoder(nn.Module):
     """Tokens in generation order to latents, and on to pixels where there is a VAE."""
 
-    def __init__(self, config: Config, to_pixels: nn.Module | None) -> None:
+    def __init__(self, config: Config, vae: KLDecoder | None) -> None:
         super().__init__()
         self.latent_channels, self.patch = config.mar.vae_embed_dim, config.mar.patch_size
-        self.to_pixels = to_pixels
+        self.to_pixels: nn.Module | None = vae
 
     def forward(self, tokens: Tensor, place: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Latents [batch, c, h, w], and the image.
@@ -234,3 +239,39 @@ class Decoder(nn.Module):
         if self.to_pixels is None:
             return latents
         return latents, self.to_pixels(latents)
+
+
+def recognise(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a Harmon model."""
+    return {"llm.model.embed_tokens.weight", "mar.mask_token", "proj_in.0.weight"} <= state.keys()
+
+
+def configure(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+) -> Config:
+    """The sizes of a checkpoint.
+
+    What the tensors tell is read from them; the rest comes from `config` (with the entries
+    `llm`, `mar` and `vae_scale`), then from the official models of that width.
+
+    Raises:
+        DisaError: a size is told by nobody, or `config` contradicts the tensors.
+    """
+    given = dict(config or {})
+    llm = _configure_language_model(state, given.get("llm") or {})
+    half = mar.configure(_under(state, "mar."), given.get("mar"), args)
+    return Config(llm, half, given.get("vae_scale", LATENT_SCALE))
+
+
+def _configure_language_model(
+    state: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> qwen2.Config:
+    told = qwen2.sizes_in_tensors(_under(state, "llm.model."))
+    official = next((s for s in LLM_SIZES.values() if told.items() <= {**s, **told}.items() and all(s[k] == v for k, v in told.items() if k in s)), {})
+    return official
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -114,8 +114,8 @@ class MAR(nn.Module):
         return head
 
 
-class Backbone(nn.Module):
-    """The condition of the tokens that one AR iteration predicts.
+class MaskedDecoder(nn.Module):
+    """The second half of the backbone: encoded tokens to the condition of the predicted ones.
 
     Tokens stand in generation order: [buffer, visible, predicted, the rest]. Attention does
     not mind the order, so nothing is scattered back to the grid, and the predicted tokens
@@ -124,26 +124,66 @@ class Backbone(nn.Module):
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
-        config = model.config
-        self.buffer_size, self.width = config.buffer_size, config.diffloss_w
-        classes = torch.cat([model.class_emb.weight, model.fake_latent])
-        self.register_buffer("class_table", classes.detach().clone())
-        for name in ("encoder", "decoder"):
-            table = getattr(model, f"{name}_pos_embed_learned").detach()[0]
-            self.register_buffer(f"{name}_buffer_position", table[: self.buffer_size].clone())
-            self.register_buffer(f"{name}_position", table[self.buffer_size :].clone())
-        self.register_buffer(
-            "masked_position", self.decoder_position + model.mask_token.detach()[0]
-        )
-        self.register_buffer("condition_position", model.diffusion_pos_embed_learned.detach()[0])
-        self.z_proj, self.z_proj_ln = model.z_proj, model.z_proj_ln
-        self.encoder_blocks, self.encoder_norm = model.encoder_blocks, model.encoder_norm
+        self.buffer_size = model.config.buffer_size
+        buffer = model.decoder_pos_embed_learned.detach()[0, : self.buffer_size]
+        self.register_buffer("buffer_position", buffer.clone())
+        self.register_buffer("mask_token", model.mask_token.detach()[0].clone())
         self.decoder_embed, self.decoder_norm = model.decoder_embed, model.decoder_norm
         self.decoder_blocks = nn.ModuleList(model.decoder_blocks[:-1])
         last = model.decoder_blocks[-1]
         assert isinstance(last, Block)
         self.last_block = QueryBlock(last)
         self.cond_embed = model.head.cond_embed
+
+    def forward(
+        self,
+        encoded: Tensor,
+        guidance: int,
+        positions: Tensor,
+        predicted: Tensor,
+        decoder_position: Tensor,
+        condition_position: Tensor,
+    ) -> Tensor:
+        """The embedded condition, [guidance, predicted * batch, width].
+
+        Args:
+            encoded: buffer and visible tokens, [guidance * batch, buffer + visible, width].
+            positions: grid position of every token in generation order, [L, batch].
+            predicted: positions predicted now, [predicted, batch].
+            decoder_position, condition_position: position embeddings of the grid, [L, width].
+        """
+        visible, batch = encoded.shape[1] - self.buffer_size, positions.shape[1]
+        x = self.decoder_embed(encoded)
+        buffer = x[:, : self.buffer_size] + self.buffer_position
+        known = decoder_position[positions[:visible]].transpose(0, 1)
+        known = x[:, self.buffer_size :] + for_each(known, guidance)
+        masked = (decoder_position + self.mask_token)[positions[visible:]].transpose(0, 1)
+        x = torch.cat([buffer, known, for_each(masked, guidance)], dim=1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.last_block(x, self.buffer_size + visible, predicted.shape[0])
+        z = self.decoder_norm(x).unflatten(0, (guidance, batch)).transpose(1, 2)
+        result: Tensor = self.cond_embed(z + condition_position[predicted]).flatten(1, 2)
+        return result
+
+
+class Backbone(nn.Module):
+    """The condition of the tokens that one AR iteration predicts."""
+
+    def __init__(self, model: MAR) -> None:
+        super().__init__()
+        skip = model.config.buffer_size
+        classes = torch.cat([model.class_emb.weight, model.fake_latent])
+        self.register_buffer("class_table", classes.detach().clone())
+        encoder = model.encoder_pos_embed_learned.detach()[0]
+        self.register_buffer("encoder_buffer_position", encoder[:skip].clone())
+        self.register_buffer("encoder_position", encoder[skip:].clone())
+        decoder = model.decoder_pos_embed_learned.detach()[0]
+        self.register_buffer("decoder_position", decoder[skip:].clone())
+        self.register_buffer("condition_position", model.diffusion_pos_embed_learned.detach()[0])
+        self.z_proj, self.z_proj_ln = model.z_proj, model.z_proj_ln
+        self.encoder_blocks, self.encoder_norm = model.encoder_blocks, model.encoder_norm
+        self.decode = MaskedDecoder(model)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, predicted: Tensor, class_index: Tensor
@@ -158,27 +198,15 @@ class Backbone(nn.Module):
             class_index: class of each image, [guidance, batch]; the number of classes stands
                 for no class.
         """
-        visible, batch = tokens.shape[0], tokens.shape[1]
-        guidance, count = class_index.shape[0], predicted.shape[0]
-        encoded = self.encode(tokens, positions[:visible], class_index)
-        x = self.decoder_embed(encoded)
-        buffer = x[:, : self.buffer_size] + self.decoder_buffer_position
-        known = self.decoder_position[positions[:visible]].transpose(0, 1)
-        masked = self.masked_position[positions[visible:]].transpose(0, 1)
-        x = torch.cat(
-            [
-                buffer,
-                x[:, self.buffer_size :] + _for_each(known, guidance),
-                _for_each(masked, guidance),
-            ],
-            dim=1,
+        encoded = self.encode(tokens, positions[: tokens.shape[0]], class_index)
+        result: Tensor = self.decode(
+            encoded,
+            class_index.shape[0],
+            positions,
+            predicted,
+            self.decoder_position,
+            self.condition_position,
         )
-        for block in self.decoder_blocks:
-            x = block(x)
-        x = self.last_block(x, self.buffer_size + visible, count)
-        z = self.decoder_norm(x).unflatten(0, (guidance, batch)).transpose(1, 2)
-        z = z + self.condition_position[predicted]
-        result: Tensor = self.cond_embed(z).flatten(1, 2)
         return result
 
     def encode(self, tokens: Tensor, positions: Tensor, class_index: Tensor) -> Tensor:
@@ -190,14 +218,14 @@ class Backbone(nn.Module):
         buffer = self.class_table[class_index].unsqueeze(2) + self.encoder_buffer_position
         buffer = self.z_proj_ln(buffer).flatten(0, 1)
         known = self.z_proj_ln(self.z_proj(tokens) + self.encoder_position[positions])
-        x = torch.cat([buffer, _for_each(known.transpose(0, 1), class_index.shape[0])], dim=1)
+        x = torch.cat([buffer, for_each(known.transpose(0, 1), class_index.shape[0])], dim=1)
         for block in self.encoder_blocks:
             x = block(x)
         result: Tensor = self.encoder_norm(x)
         return result
 
 
-def _for_each(x: Tensor, guidance: int) -> Tensor:
+def for_each(x: Tensor, guidance: int) -> Tensor:
     """[batch, ...] repeated for every guidance half: [guidance * batch, ...]."""
     return x.unsqueeze(0).expand(guidance, *x.shape).flatten(0, 1)
 
