@@ -1,0 +1,376 @@
+"""The plan file: graphs, weights, engines and a manifest in one file that is memory-mapped.
+
+A plan is a zip file (see `archive`) whose first member is `manifest.json`. Weights are used
+where they lie in the file; nothing is ever unpacked.
+"""
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ..errors import DisaError
+from .archive import ArchiveError, ArchiveWriter, Entry, read_directory, safe_name
+from .manifest import (
+    FORMAT_VERSION,
+    MAX_BYTES,
+    EngineInfo,
+    GraphInfo,
+    Manifest,
+    ManifestError,
+    dump_manifest,
+    parse_manifest,
+)
+from .session import TensorSpec
+
+MANIFEST = "manifest.json"
+Source = bytes | memoryview | Path
+_CHUNK = 1 << 22
+_NO_HASH = "0" * 64
+
+
+class Plan:
+    """An open plan. Its members are views of the mapped file, valid while the plan is open."""
+
+    def __init__(self, path: Path, manifest: Manifest, entries: list[Entry], mapped: mmap.mmap):
+        self.path = path
+        self.manifest = manifest
+        self.size = len(mapped)
+        self._entries = {entry.name: entry for entry in entries}
+        self._map = mapped
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Map a plan and check its directory and manifest.
+
+        Weights are not read: `check` does that. Raises DisaError if the file cannot be opened,
+        is damaged or is not a plan.
+        """
+        path = Path(path)
+        descriptor = _open_regular(path)
+        try:
+            size = os.fstat(descriptor).st_size
+
+            def read(offset: int, count: int) -> bytes:
+                return _read_exactly(descriptor, offset, count)
+
+            entries = read_directory(read, size)
+            manifest = _read_manifest(read, entries)
+            return cls(path, manifest, entries, mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        except (ArchiveError, ManifestError) as error:
+            raise DisaError(
+                f"{path} is not a plan or is damaged: {error}; export the checkpoint again "
+                "or copy the file again"
+            ) from error
+        except DisaError as error:
+            raise DisaError(f"{path}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise DisaError(f"{path} cannot be read: {error}") from error
+        finally:
+            os.close(descriptor)
+
+    def graph(self, name: str) -> GraphInfo:
+        """The graph of that name; DisaError if the plan has none."""
+        try:
+            return self.manifest.graphs[name]
+        except KeyError:
+            have = ", ".join(self.manifest.graphs) or "none"
+            raise DisaError(f"{self.path} has no graph named {name}: it has {have}") from None
+
+    def read(self, member: str) -> memoryview:
+        """The bytes of a member, as a read-only view of the mapped file."""
+        entry = self._entry(member)
+        return memoryview(self._map)[entry.offset : entry.offset + entry.size]
+
+    def offset(self, member: str) -> int:
+        """Where in the file the data of a member begins."""
+        return self._entry(member).offset
+
+    def check(self, progress: Callable[[int], object] = lambda count: None) -> None:
+        """Compare every member with its checksum; DisaError names the first that differs.
+
+        `progress` is called with the number of bytes read since its last call.
+        """
+        for name, member in self.manifest.members.items():
+            digest = hashlib.sha256()
+            with self.read(name) as view:
+                for start in range(0, len(view), _CHUNK):
+                    chunk = view[start : start + _CHUNK]
+                    digest.update(chunk)
+                    progress(len(chunk))
+            if digest.hexdigest() != member.sha256:
+                raise DisaError(
+                    f"{self.path}: the checksum of {name} does not match: the file was damaged "
+                    "or changed; copy it again or export the checkpoint again"
+                )
+
+    def close(self) -> None:
+        """Unmap the file, once no view of it is used any more."""
+        self._entries = {}
+        try:
+            self._map.close()
+        except BufferError:
+            # Views are still in use: the mapping goes with the last of them.
+            pass
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _entry(self, member: str) -> Entry:
+        try:
+            return self._entries[member]
+        except KeyError:
+            raise DisaError(f"{self.path} has no member {member}, or was closed") from None
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise DisaError(f"there is no plan at {path}: make one with disa-export") from None
+    except (OSError, ValueError) as error:
+        raise DisaError(f"{path} cannot be opened: {error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DisaError(f"{path} is not a plan: it is not a regular file")
+    return descriptor
+
+
+def _read_exactly(descriptor: int, offset: int, count: int) -> bytes:
+    data = os.pread(descriptor, count, offset)
+    if len(data) != count:
+        raise ArchiveError("it is cut short")
+    return data
+
+
+def _read_manifest(read: Callable[[int, int], bytes], entries: list[Entry]) -> Manifest:
+    first = entries[0]
+    if first.name != MANIFEST:
+        raise ArchiveError(f"its first member is not {MANIFEST}")
+    if first.size > MAX_BYTES:
+        raise ArchiveError(f"its manifest claims {first.size} bytes")
+    data = read(first.offset, first.size)
+    if zlib.crc32(data) != first.crc:
+        raise ArchiveError("its manifest is damaged")
+    manifest = parse_manifest(data)
+    sizes = {entry.name: entry.size for entry in entries[1:]}
+    if sizes.keys() != manifest.members.keys():
+        names = sorted(sizes.keys() ^ manifest.members.keys())
+        raise ArchiveError(f"its manifest and its directory disagree about {names[0]}")
+    for name, member in manifest.members.items():
+        if member.size != sizes[name]:
+            raise ArchiveError(f"its member {name} has not the size that its manifest says")
+    return manifest
+
+
+class PlanWriter:
+    """Writes a plan, whole or not at all.
+
+        with PlanWriter("mar_b.plan", {"family": "mar", ...}) as writer:
+            writer.add_graph("head", onnx=Path("head.onnx"), data=[Path("head.data")], ...)
+
+    Entering checks that the plan can be written there. Leaving writes it to a file beside its
+    place and renames that; leaving by an exception writes nothing. Files are copied and hashed
+    in one pass and never held in memory. `content` is the manifest without its members, graphs
+    and engines, and may be changed until the end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any] | None = None):
+        self.path = Path(path)
+        self.content: dict[str, Any] = dict(content or {})
+        self._target = Path(os.path.realpath(self.path))
+        # The name is fixed, so that what a killed writer left is used again by the next one.
+        self._partial = self._target.with_name(f".{self._target.name}.partial")
+        self._sources: dict[str, Source] = {}
+        self._hashes: dict[str, str] = {}
+        self._graphs: dict[str, GraphInfo] = {}
+        self._engines: list[EngineInfo] = []
+        self._file: BinaryIO | None = None
+
+    @classmethod
+    def extend(cls, plan: Plan, path: str | os.PathLike[str] | None = None) -> "PlanWriter":
+        """A writer that begins with all that `plan` holds, to be written to `path` or over it.
+
+        The plan must stay open until the writer is done.
+        """
+        kept = {
+            key: value
+            for key, value in plan.manifest.raw.items()
+            if key not in ("format", "graphs", "engines", "members")
+        }
+        writer = cls(path or plan.path, kept)
+        writer._graphs.update(plan.manifest.graphs)
+        writer._engines.extend(plan.manifest.engines)
+        for name, member in plan.manifest.members.items():
+            writer.add(name, plan.read(name))
+            writer._hashes[name] = member.sha256
+        return writer
+
+    def add(self, member: str, source: Source) -> None:
+        """Add a member: bytes, or a file that must not change until the plan is written."""
+        if not safe_name(member) or member == MANIFEST:
+            raise DisaError(f"a plan cannot have a member named {member!r}")
+        if member in self._sources:
+            raise DisaError(f"the plan already has a member named {member}")
+        self._sources[member] = source
+
+    def add_graph(
+        self,
+        name: str,
+        onnx: Source,
+        data: Sequence[Path],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        """Add an ONNX graph and the files, if any, that it names as its external data."""
+        member = f"graphs/{name}.onnx"
+        members = tuple(f"graphs/{file.name}" for file in data)
+        for part, source in ((member, onnx), *zip(members, data, strict=True)):
+            self.add(part, source)
+        self._graphs[name] = GraphInfo(name, member, members, tuple(inputs), tuple(outputs))
+
+    def add_engine(self, engine: EngineInfo, source: Source) -> None:
+        """Add a compiled engine, whose bytes become the member `engine.member`."""
+        self.add(engine.member, source)
+        self._engines.append(engine)
+
+    def remove_engine(self, engine: EngineInfo) -> None:
+        """Leave out an engine of the plan that is extended."""
+        self._engines.remove(engine)
+        del self._sources[engine.member]
+        self._hashes.pop(engine.member, None)
+
+    def __enter__(self) -> "PlanWriter":
+        self._file = _open_partial(self.path, self._partial)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._file is not None, "a PlanWriter is used in a with statement"
+        partial = self._partial
+        try:
+            with self._file as file:
+                if error is not None:
+                    partial.unlink(missing_ok=True)
+                    return
+                self._write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(partial, self._target)
+            _sync_folder(self._target.parent)
+        except BaseException as failure:
+            partial.unlink(missing_ok=True)
+            if isinstance(failure, OSError):
+                raise DisaError(_why_not_written(self.path, failure)) from failure
+            if isinstance(failure, ArchiveError | ManifestError):
+                raise DisaError(f"{self.path} cannot be written: {failure}") from failure
+            raise
+
+    def _write(self, file: BinaryIO) -> None:
+        sizes = {name: _source_size(source) for name, source in self._sources.items()}
+        hashes = dict.fromkeys(self._sources, _NO_HASH)
+        # A checksum is as long whatever it is: the manifest keeps its place at the front and
+        # gets the real ones after every member was read, once.
+        blank = self._manifest(sizes, hashes)
+        archive = ArchiveWriter(file)
+        archive.add(MANIFEST, len(blank), [blank])
+        for name, source in self._sources.items():
+            digest = hashlib.sha256()
+            archive.add(name, sizes[name], _hashed(source, digest.update))
+            hashes[name] = digest.hexdigest()
+            if self._hashes.get(name, hashes[name]) != hashes[name]:
+                raise ArchiveError(f"the checksum of {name} does not match: the plan is damaged")
+        archive.replace(MANIFEST, self._manifest(sizes, hashes))
+        archive.finish()
+
+    def _manifest(self, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> bytes:
+        return dump_manifest(
+            {
+                "format": FORMAT_VERSION,
+                **self.content,
+                "graphs": {name: graph.to_json() for name, graph in self._graphs.items()},
+                "engines": [engine.to_json() for engine in self._engines],
+                "members": {n: {"size": sizes[n], "sha256": hashes[n]} for n in self._sources},
+            }
+        )
+
+
+def _open_partial(path: Path, partial: Path) -> BinaryIO:
+    """The locked and empty file that will become the plan at `path`."""
+    if path.is_dir():
+        raise DisaError(f"{path} is a folder: give the name of a file for the plan")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        file = open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            renamed = os.fstat(file.fileno()).st_ino != os.stat(partial).st_ino
+        except OSError:
+            file.close()
+            raise
+    except (BlockingIOError, FileNotFoundError):
+        raise DisaError(f"{path} is being written by another process: wait for it") from None
+    except OSError as error:
+        raise DisaError(_why_not_written(path, error)) from error
+    if renamed:
+        file.close()
+        raise DisaError(f"{path} is being written by another process: wait for it")
+    file.truncate(0)
+    return file
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"there is no space left for {path}: free some, or choose another place with -o"
+    reason = error.strerror or str(error)
+    about = f" ({error.filename})" if error.filename else ""
+    return f"{path} cannot be written: {reason}{about}"
+
+
+def _source_size(source: Source) -> int:
+    return source.stat().st_size if isinstance(source, Path) else len(source)
+
+
+def _hashed(source: Source, update: Callable[[memoryview], object]) -> Iterator[memoryview]:
+    for chunk in _chunks(source):
+        update(chunk)
+        yield chunk
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    if isinstance(source, Path):
+        buffer = bytearray(_CHUNK)
+        with open(source, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield memoryview(buffer)[:count]
+    else:
+        view = memoryview(source)
+        for start in range(0, len(view), _CHUNK):
+            yield view[start : start + _CHUNK]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
