@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,8 @@ class Graph:
         example: inputs for given sizes of the dynamic dimensions, the same at every call.
         sizes: sizes to trace with, at least 2 and all different, so that the exporter
             takes no dimension for a constant or for another one.
+        checks: further sizes to compare the exported graph at.
+        always_fp32: whether the graph stays in fp32 in a plan of lower precision.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Graph:
     outputs: Mapping[str, Shape]
     example: Callable[[Mapping[str, int]], Arrays]
     sizes: Mapping[str, int]
+    checks: tuple[Mapping[str, int], ...] = ()
+    always_fp32: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def export_graph(graph: Graph, folder: Path) -> ExportedGraph:
     path = folder / f"{graph.name}.onnx"
     weights = folder / f"{graph.name}.data"
     dimensions = {
-        name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(shape) if isinstance(dim, str)}
+        name: {
+            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(shape) if isinstance(dim, str)
+        }
         for name, shape in graph.inputs.items()
     }
     with torch.no_grad():
@@ -111,7 +116,9 @@ def _name_dimensions(values: Any, shapes: Mapping[str, Shape], graph: str) -> No
         found = value.type.tensor_type.shape.dim
         wanted = shapes[value.name]
         if len(found) != len(wanted):
-            raise DisaError(f"{value.name} of the {graph} graph has rank {len(found)}, not {len(wanted)}")
+            raise DisaError(
+                f"{value.name} of the {graph} graph has rank {len(found)}, not {len(wanted)}"
+            )
         for dim, want in zip(found, wanted, strict=True):
             if isinstance(want, str):
                 if dim.HasField("dim_value"):
@@ -128,9 +135,14 @@ def _name_dimensions(values: Any, shapes: Mapping[str, Shape], graph: str) -> No
 def _specification(values: Any, shapes: Mapping[str, Shape]) -> tuple[tuple[str, str, Shape], ...]:
     import onnx
 
-    names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
+    names = {
+        onnx.TensorProto.FLOAT: "float32",
+        onnx.TensorProto.INT64: "int64",
+        onnx.TensorProto.BOOL: "bool",
+    }
     return tuple(
-        (value.name, names[value.type.tensor_type.elem_type], shapes[value.name]) for value in values
+        (value.name, names[value.type.tensor_type.elem_type], shapes[value.name])
+        for value in values
     )
 
 

@@ -151,6 +151,8 @@ def timestep_graph(module: TimestepEmbedding, width: int) -> Graph:
         outputs={"embedding": ("steps", width)},
         example=example,
         sizes={"steps": 9},
+        checks=({"steps": 1}, {"steps": 50}),
+        always_fp32=True,
     )
 
 
@@ -188,4 +190,9 @@ def head_graph(module: HeadStep) -> Graph:
         outputs={"next_x": ("rows", channels)},
         example=example,
         sizes={"guidance": 2, "rows": 5, "steps": 9},
+        checks=(
+            {"guidance": 1, "rows": 1, "steps": 2},
+            {"guidance": 2, "rows": 1, "steps": 9},
+            {"guidance": 2, "rows": 64, "steps": 50},
+        ),
     )

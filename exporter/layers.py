@@ -126,7 +126,9 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(self.CHANNELS, width), nn.SiLU(), nn.Linear(width, width)
+        )
         half = self.CHANNELS // 2
         # On the CPU even when the model is laid out on the meta device: it is no weight.
         exponent = torch.arange(half, dtype=torch.float32, device="cpu") / half

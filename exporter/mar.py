@@ -1,78 +1,22 @@
 """MAR: masked autoregressive transformer with a diffusion head (arXiv 2406.11838)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DisaError
-from .checkpoint import load_strict
 from .graph import Arrays, Graph, Shape
 from .head import DiffusionMLP, HeadStep, head_graph, timestep_graph
 from .layers import Block, LayerNorm, Linear, QueryBlock
-from .precision import Precision, set_precision
+from .mar_config import FAMILY, SIZES, Config, configure, recognise
 from .vae import KLDecoder
+from .weights import load_strict
 
-FAMILY = "mar"
-SIZES = {
-    "mar_b": {"width": 768, "depth": 12, "heads": 12, "diffloss_d": 6, "diffloss_w": 1024},
-    "mar_l": {"width": 1024, "depth": 16, "heads": 16, "diffloss_d": 8, "diffloss_w": 1280},
-    "mar_h": {"width": 1280, "depth": 20, "heads": 16, "diffloss_d": 12, "diffloss_w": 1536},
-}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of a MAR model, under the names of the official training options."""
-
-    img_size: int
-    vae_stride: int
-    patch_size: int
-    vae_embed_dim: int
-    class_num: int
-    buffer_size: int
-    encoder_embed_dim: int
-    encoder_depth: int
-    encoder_num_heads: int
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    diffloss_d: int
-    diffloss_w: int
-    mlp_ratio: float = 4.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-                raise DisaError(f"the configuration's {field.name} must be a positive number, not {value!r}")
-        if self.img_size % (self.vae_stride * self.patch_size):
-            raise DisaError(
-                f"img_size {self.img_size} is not a multiple of vae_stride * patch_size "
-                f"({self.vae_stride} * {self.patch_size}): mend the configuration"
-            )
-        for side in ("encoder", "decoder"):
-            width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_num_heads")
-            if width % heads:
-                raise DisaError(f"{heads} {side} heads do not divide its width {width}: give {side}_num_heads")
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side of the image."""
-        return self.img_size // self.vae_stride // self.patch_size
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of an image, L."""
-        return self.grid**2
-
-    @property
-    def channels(self) -> int:
-        """Channels of a token, C."""
-        return self.vae_embed_dim * self.patch_size**2
+__all__ = ["FAMILY", "MAR", "Config", "build", "configure", "graphs", "manifest", "recognise"]
 
 
 class MAR(nn.Module):
@@ -254,104 +198,7 @@ class Decoder(nn.Module):
         return latents, self.to_pixels(latents)
 
 
-def recognise(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of a MAR model."""
-    return {"fake_latent", "mask_token", "diffloss.net.cond_embed.weight"} <= state.keys()
-
-
-def configure(
-    state: Mapping[str, Tensor],
-    config: Mapping[str, Any] | None = None,
-    args: Mapping[str, Any] | None = None,
-) -> Config:
-    """The sizes of a checkpoint.
-
-    What the tensors tell is read from them; the rest comes from `config`, then from the
-    training options `args` of the checkpoint, then from the official models of that width.
-
-    Raises:
-        DisaError: a size is told by nobody, or `config` contradicts the tensors.
-    """
-    told = sizes_in_tensors(state)
-    given = {key: value for key, value in (config or {}).items() if value is not None}
-    for key, value in told.items():
-        if key in given and given[key] != value:
-            raise DisaError(
-                f"the configuration says {key} {given[key]}, but the checkpoint's tensors say {value}"
-            )
-    known = {field.name for field in fields(Config)}
-    sizes = {**{k: v for k, v in (args or {}).items() if k in known}, **given, **told}
-    sizes = {key: value for key, value in sizes.items() if key in known}
-    for side in ("encoder", "decoder"):
-        heads = f"{side}_num_heads"
-        if heads not in sizes:
-            sizes[heads] = _official_heads(sizes[f"{side}_embed_dim"], heads)
-    grid = round(state["diffusion_pos_embed_learned"].shape[1] ** 0.5)
-    _complete_geometry(sizes, state["z_proj.weight"].shape[1], grid)
-    result = Config(**sizes)
-    if result.tokens != state["diffusion_pos_embed_learned"].shape[1] or (
-        result.channels != state["z_proj.weight"].shape[1]
-    ):
-        raise DisaError(
-            f"img_size {result.img_size}, vae_stride {result.vae_stride}, patch_size "
-            f"{result.patch_size} and vae_embed_dim {result.vae_embed_dim} mean {result.tokens} tokens "
-            f"of {result.channels} channels, but the checkpoint has "
-            f"{state['diffusion_pos_embed_learned'].shape[1]} of {state['z_proj.weight'].shape[1]}: "
-            "give the right ones with --config"
-        )
-    return result
-
-
-def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int | float]:
-    """The options that the shapes of the tensors tell."""
-    encoder, _ = state["z_proj.weight"].shape
-    decoder = state["decoder_embed.weight"].shape[0]
-    tokens = state["diffusion_pos_embed_learned"].shape[1]
-    return {
-        "encoder_embed_dim": encoder,
-        "decoder_embed_dim": decoder,
-        "encoder_depth": count_blocks(state, "encoder_blocks."),
-        "decoder_depth": count_blocks(state, "decoder_blocks."),
-        "class_num": state["class_emb.weight"].shape[0],
-        "buffer_size": state["encoder_pos_embed_learned"].shape[1] - tokens,
-        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks."),
-        "diffloss_w": state["diffloss.net.input_proj.weight"].shape[0],
-        "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
-    }
-
-
-def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered blocks stand under `prefix`."""
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _official_heads(width: int, option: str) -> int:
-    for size in SIZES.values():
-        if size["width"] == width:
-            return size["heads"]
-    raise DisaError(
-        f"a width of {width} is none of the official sizes, and attention heads are in no tensor: "
-        f"give {option} in a JSON file with --config"
-    )
-
-
-def _complete_geometry(sizes: dict[str, Any], channels: int, grid: int) -> None:
-    """Fill in patch, channels, stride and image size; official models use 16 channels, stride 16."""
-    if "patch_size" not in sizes:
-        latent = sizes.get("vae_embed_dim", 16)
-        patch = round((channels / latent) ** 0.5)
-        if latent * patch**2 != channels:
-            raise DisaError(
-                f"tokens of {channels} channels fit no patch of {latent} latent channels: "
-                "give patch_size and vae_embed_dim in a JSON file with --config"
-            )
-        sizes["patch_size"] = patch
-    sizes.setdefault("vae_embed_dim", channels // sizes["patch_size"] ** 2)
-    sizes.setdefault("vae_stride", 16)
-    sizes.setdefault("img_size", grid * sizes["vae_stride"] * sizes["patch_size"])
-
-
-def build(state: Mapping[str, Tensor], config: Config, where: str = "the checkpoint") -> MAR:
+def build(state: Mapping[str, Tensor], config: Config, where: Path | str) -> MAR:
     """The model with the weights of `state` (strictly all of them)."""
     with torch.device("meta"):
         model = MAR(config)
@@ -359,14 +206,38 @@ def build(state: Mapping[str, Tensor], config: Config, where: str = "the checkpo
     return model.eval()
 
 
-def graphs(model: MAR, precision: Precision, vae: KLDecoder | None = None) -> list[Graph]:
-    """The graphs of a plan: backbone, timestep, head and decoder."""
+def manifest(config: Config) -> dict[str, Any]:
+    """What the runtime needs to know of the model."""
+    side = config.grid * config.patch_size
+    guidance = {size.width: size.guidance_scale for size in SIZES.values()}
+    return {
+        "family": FAMILY,
+        "model": asdict(config),
+        "tokens": {
+            "count": config.tokens,
+            "channels": config.channels,
+            "latent_shape": [config.vae_embed_dim, side, side],
+        },
+        "image": {"height": config.img_size, "width": config.img_size},
+        "defaults": {
+            "iterations": min(64, config.tokens),
+            "steps": "50:5",
+            "strategy": "linear",
+            "sampler": "ddpm",
+            "cfg": guidance.get(config.encoder_embed_dim, 3.0),
+            "cfg_schedule": "linear",
+            "temperature": 1.0,
+        },
+    }
+
+
+def graphs(model: MAR, vae: KLDecoder | None = None) -> list[Graph]:
+    """The graphs of a plan: backbone, timestep, head and decoder, all in fp32."""
     config = model.config
-    timestep = model.head.time_embed
     return [
-        _backbone_graph(set_precision(Backbone(model), precision), config),
-        timestep_graph(timestep, config.diffloss_w),
-        head_graph(set_precision(HeadStep(model.head), precision)),
+        _backbone_graph(Backbone(model), config),
+        timestep_graph(model.head.time_embed, config.diffloss_w),
+        head_graph(HeadStep(model.head)),
         _decoder_graph(Decoder(config, vae), config),
     ]
 
@@ -399,6 +270,11 @@ def _backbone_graph(module: Backbone, config: Config) -> Graph:
         outputs={"condition": ("guidance", "rows", config.diffloss_w)},
         example=example,
         sizes={"guidance": 2, "batch": 3, "visible": min(7, length - 5), "predicted": 5},
+        checks=(
+            {"guidance": 1, "batch": 1, "visible": 0, "predicted": 1},
+            {"guidance": 2, "batch": 1, "visible": length - 2, "predicted": 2},
+            {"guidance": 2, "batch": 4, "visible": length // 2, "predicted": 3},
+        ),
     )
 
 
@@ -423,4 +299,5 @@ def _decoder_graph(module: Decoder, config: Config) -> Graph:
         outputs=outputs,
         example=example,
         sizes={"batch": 3},
+        checks=({"batch": 1},),
     )

@@ -120,7 +120,7 @@ def ddpm_table(steps: int, temperature: float, clip: int | None = CLIP_DDPM) -> 
 
 
 def ddim_table(steps: int, temperature: float, clip: int | None = CLIP_DDIM) -> StepTable:
-    """Deterministic DDIM, eta 0 (arXiv 2010.02502, equation 12); temperature has no noise to scale."""
+    """Deterministic DDIM, eta 0 (arXiv 2010.02502, equation 12): no noise for a temperature."""
     del temperature
     timesteps = strided_timesteps(steps, clip)
     alpha_bar = cosine_alphas_cumprod()[timesteps]

@@ -94,7 +94,5 @@ def progress(
 @contextmanager
 def progress_bar(total: int, description: str, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr that is advanced by calling what it yields."""
-    with tqdm(
-        total=total, desc=description, unit=unit, disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(total=total, desc=description, unit=unit, disable=not sys.stderr.isatty()) as bar:
         yield lambda count: bar.update(count) and None

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from disa.runtime.noise import PhiloxNoise
 
 
-@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 10**9), min_size=1, max_size=5, unique=True))
+@given(
+    st.integers(0, 2**64 - 1), st.lists(st.integers(0, 10**9), min_size=1, max_size=5, unique=True)
+)
 def test_an_image_is_the_same_in_any_batch(seed: int, images: list[int]) -> None:
     together = PhiloxNoise(seed, images)
     order, noise = together.order(16), together.gaussian(3, 4, (5, len(images), 3))
@@ -48,5 +50,14 @@ def test_orders_are_permutations_and_differ() -> None:
 
 def test_the_stream_never_changes() -> None:
     noise = PhiloxNoise(42, [17]).gaussian(5, 2, (2, 1, 2)).ravel()
-    pinned = [0.2935302, -0.3046239, 0.2921163, 1.1280055, -1.2541707, -0.5675525, -1.4579172, 0.2961181]
+    pinned = [
+        0.2935302,
+        -0.3046239,
+        0.2921163,
+        1.1280055,
+        -1.2541707,
+        -0.5675525,
+        -1.4579172,
+        0.2961181,
+    ]
     np.testing.assert_allclose(noise, pinned, rtol=1e-5)

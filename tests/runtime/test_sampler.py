@@ -79,7 +79,9 @@ def test_ddim_returns_a_noiseless_token(steps: int) -> None:
 
 
 def test_both_dpm_solvers_are_one_update_at_first_order() -> None:
-    first, second = (step_table(name, 8) for name in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP))
+    first, second = (
+        step_table(name, 8) for name in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP)
+    )
     np.testing.assert_array_equal(first.coefficients, second.coefficients)
 
 

@@ -19,9 +19,7 @@ def test_recorded_step_counts(case: str) -> None:
     assert counts == RECORDED[case]
 
 
-@given(
-    st.integers(2, 1000), st.integers(2, 1000), st.sampled_from(Strategy), st.integers(1, 300)
-)
+@given(st.integers(2, 1000), st.integers(2, 1000), st.sampled_from(Strategy), st.integers(1, 300))
 def test_counts_fall_and_stay_between_the_bounds(
     first: int, second: int, strategy: Strategy, iterations: int
 ) -> None:

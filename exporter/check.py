@@ -1,0 +1,113 @@
+"""Compares an exported graph with the fp32 module it was made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DisaError, MissingDependency
+from .graph import Arrays, ExportedGraph, Graph, evaluate
+from .precision import Precision
+from .widen import widen_bfloat16
+
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs of a graph and what the fp32 module makes of them."""
+
+    sizes: Mapping[str, int]
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclass(frozen=True)
+class GraphError:
+    """How far a graph is from its fp32 module at given sizes.
+
+    Attributes:
+        relative: largest relative L2 error over the outputs.
+        by_row: largest error of a batch entry against the whole output's RMS, which shows a
+            single wrong row in a large batch.
+    """
+
+    graph: str
+    sizes: Mapping[str, int]
+    relative: float
+    by_row: float
+
+
+def references(graph: Graph) -> list[Reference]:
+    """fp32 results of the graph's module at its sizes, smallest and largest included."""
+    found = []
+    for sizes in (graph.sizes, *graph.checks):
+        inputs = graph.example(sizes)
+        found.append(Reference(sizes, inputs, evaluate(graph, inputs)))
+    return found
+
+
+def check_graph(
+    exported: ExportedGraph, expected: list[Reference], precision: Precision
+) -> list[GraphError]:
+    """Run the ONNX file in ONNX Runtime on the CPU and compare.
+
+    ONNX Runtime multiplies no bf16 on the CPU: there a bf16 graph is run in fp32 with every
+    intermediate rounded to bf16.
+    """
+    session = _session(exported, precision)
+    names = [name for name, _, _ in exported.outputs]
+    errors = []
+    for reference in expected:
+        results = dict(zip(names, session.run(names, reference.inputs), strict=True))
+        pairs = [(results[name], reference.outputs[name]) for name in names]
+        errors.append(
+            GraphError(
+                exported.name,
+                reference.sizes,
+                max(relative_error(got, want) for got, want in pairs),
+                max(_worst_row(got, want) for got, want in pairs),
+            )
+        )
+    return errors
+
+
+def relative_error(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
+    """L2 norm of the difference over the L2 norm of `want`; infinite if not finite."""
+    difference = np.linalg.norm(got.astype(np.float64) - want.astype(np.float64))
+    error = float(difference / (np.linalg.norm(want.astype(np.float64)) or 1.0))
+    return error if np.isfinite(error) else float("inf")
+
+
+def _worst_row(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
+    rms = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) or 1.0
+    squares = np.square(got.astype(np.float64) - want.astype(np.float64))
+    rows = squares.reshape(-1, squares.shape[-1]).mean(axis=1)
+    worst = float(np.sqrt(rows.max()) / rms)
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def enforce(errors: list[GraphError], tolerance: float) -> None:
+    """Raise DisaError if a graph is beyond the tolerance."""
+    worst = max(errors, key=lambda error: error.relative)
+    if not worst.relative <= tolerance:
+        at = ", ".join(f"{name} {size}" for name, size in worst.sizes.items())
+        raise DisaError(
+            f"the {worst.graph} graph differs from the fp32 model by {worst.relative:.1e} "
+            f"(relative, at {at}), and {tolerance:.0e} is allowed: export with a higher precision, "
+            "or raise --tolerance if that is what you want"
+        )
+
+
+def _session(exported: ExportedGraph, precision: Precision) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "cpu") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    path = exported.onnx
+    if precision is Precision.BF16:
+        path = widen_bfloat16(path)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,181 @@
+"""From a checkpoint to a plan."""
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..engines.plan import PlanWriter
+from ..engines.session import TensorSpec
+from ..errors import DisaError
+from .check import TOLERANCES, GraphError, check_graph, enforce, references
+from .checkpoint import Checkpoint, load_config, open_checkpoint
+from .families import find_family
+from .graph import ExportedGraph, Graph, Shape, export_graph
+from .precision import Precision, set_precision
+from .vae import open_vae
+
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        path: the plan.
+        manifest: what was written into it, without members.
+        layout: where in the checkpoint the weights were found.
+        errors: difference of each graph from the fp32 model; empty if not checked.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    layout: str
+    errors: Sequence[GraphError]
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    vae: str | os.PathLike[str] | None = None,
+    precision: Precision | str = Precision.FP32,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    check: bool = True,
+    tolerance: float | None = None,
+    report: Report = lambda stage: None,
+) -> Exported:
+    """Make a plan from a checkpoint.
+
+    Args:
+        checkpoint: official training checkpoint, state dict, or safetensors.
+        output: the plan; `engines/NAME.plan` by default.
+        vae: KL autoencoder whose decoder makes pixels of latents.
+        precision: of the matrix products in the graphs.
+        config: sizes that the tensors do not tell, or a JSON file with them.
+        defaults: sampling options to be used when a run gives none.
+        class_names: a name for each class.
+        check: compare every exported graph with the fp32 model.
+        tolerance: largest relative error allowed; by default 1e-4 in fp32, 1e-2 in fp16,
+            5e-2 in bf16.
+        report: called with the name of each stage as it begins.
+
+    Raises:
+        DisaError: bad input, a graph beyond the tolerance, or a plan that cannot be written.
+            Nothing is left behind then.
+    """
+    precision = Precision(precision)
+    source = Path(checkpoint)
+    path = Path(output) if output else Path("engines") / f"{source.stem}.plan"
+    report("reading the checkpoint")
+    opened = open_checkpoint(source)
+    family = find_family(opened.state, source)
+    given = load_config(config) if isinstance(config, str | os.PathLike) else config
+    sizes = family.configure(opened.state, given, opened.args)
+    content = family.manifest(sizes)
+    content["defaults"] = {**content["defaults"], **(defaults or {})}
+    content |= _identity(opened, path, precision, class_names, content)
+    decoder = None
+    if vae is not None:
+        _, *latent = content["tokens"]["latent_shape"]
+        decoder = open_vae(
+            vae,
+            latent_channels=content["tokens"]["latent_shape"][0],
+            stride=content["image"]["height"] // latent[0],
+        )
+    with _scratch(path) as folder, PlanWriter(path, content) as writer, _quiet():
+        model = family.build(opened.state, sizes, source)
+        errors: list[GraphError] = []
+        for graph in family.graphs(model, decoder):
+            exported, found = _export_checked(graph, folder, precision, check, report)
+            errors += found
+            writer.add_graph(
+                exported.name,
+                exported.onnx,
+                [exported.data] if exported.data else [],
+                _specs(exported.inputs),
+                _specs(exported.outputs),
+            )
+        if errors:
+            enforce(errors, TOLERANCES[precision] if tolerance is None else tolerance)
+        report("writing the plan")
+    return Exported(path, content, opened.layout, errors)
+
+
+def _export_checked(
+    graph: Graph, folder: Path, precision: Precision, check: bool, report: Report
+) -> tuple[ExportedGraph, list[GraphError]]:
+    expected = references(graph) if check else []
+    chosen = Precision.FP32 if graph.always_fp32 else precision
+    set_precision(graph.module, chosen)
+    report(f"exporting the {graph.name} graph")
+    exported = export_graph(graph, folder)
+    if not check:
+        return exported, []
+    report(f"checking the {graph.name} graph")
+    return exported, check_graph(exported, expected, chosen)
+
+
+def _identity(
+    checkpoint: Checkpoint,
+    path: Path,
+    precision: Precision,
+    class_names: Sequence[str] | None,
+    content: Mapping[str, Any],
+) -> dict[str, Any]:
+    names = class_names or checkpoint.args.get("class_names")
+    classes = content["model"].get("class_num")
+    if names is not None and len(names) != classes:
+        raise DisaError(f"there are {len(names)} class names for {classes} classes")
+    return {
+        "name": path.stem,
+        "precision": precision.value,
+        "class_names": list(names) if names else None,
+        "source": {
+            "file": checkpoint.path.name,
+            "layout": checkpoint.layout,
+            "sha256": checkpoint.sha256(),
+            "disa": __version__,
+        },
+    }
+
+
+def _specs(entries: Sequence[tuple[str, str, Shape]]) -> list[TensorSpec]:
+    return [TensorSpec(name, dtype, shape) for name, dtype, shape in entries]
+
+
+@contextmanager
+def _scratch(plan: Path) -> Iterator[Path]:
+    """A folder for the graphs on the plan's file system, where there must be room anyway."""
+    parent = plan.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".disa-export-", dir=parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DisaError(f"{plan} cannot be written: {reason} ({parent})") from error
+    with scratch as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks about its own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

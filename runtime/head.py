@@ -1,0 +1,83 @@
+"""The denoising loop of an AR iteration: the head graph, once for each step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..engines.session import Array, Session
+from .sampler import StepTable
+from .stats import Stats
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one AR iteration did, for whoever watches a loop.
+
+    Attributes:
+        index: AR iteration, from 0.
+        table: its denoising steps.
+        guidance_scale: the scale used.
+        predicted: grid positions it predicted, [tokens, batch].
+        condition: what the head was given, [guidance, tokens * batch, width].
+        sampled: the tokens, [tokens * batch, C], rows (token, image).
+    """
+
+    index: int
+    table: StepTable
+    guidance_scale: float
+    predicted: np.ndarray[Any, np.dtype[np.int64]]
+    condition: Array
+    sampled: Array
+
+
+class Head:
+    """The head and timestep graphs of a plan.
+
+    Timesteps are embedded once for each step table and kept.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
+        self._session, self._timestep = sessions["head"], sessions["timestep"]
+        self._embeddings: dict[bytes, Array] = {}
+
+    def sample(
+        self, table: StepTable, condition: Array, guidance_scale: float, noise: Array, stats: Stats
+    ) -> Array:
+        """Denoise the rows of an AR iteration.
+
+        Args:
+            table: the steps, noisiest first.
+            condition: [guidance, rows, width].
+            guidance_scale: the same for all rows.
+            noise: [1 + steps, rows, C]; the first is where denoising starts.
+
+        Returns:
+            The sampled rows, [rows, C].
+        """
+        steps, rows = len(table), noise.shape[1]
+        outputs = self._session.iterate(
+            carry={"next_x": "x"},
+            constants={
+                "condition": condition,
+                "embedding": self._embedding(table),
+                "coefficients": table.coefficients,
+                "guidance_scale": np.full(rows, guidance_scale, np.float32),
+            },
+            per_step={
+                "step": np.repeat(np.arange(steps, dtype=np.int64)[:, None], rows, axis=1),
+                "noise": noise[1:],
+            },
+            state={"x": noise[0]},
+        )
+        stats.head_calls += steps
+        stats.head_rows += steps * rows
+        return outputs["next_x"]
+
+    def _embedding(self, table: StepTable) -> Array:
+        key = table.timesteps.tobytes()
+        if key not in self._embeddings:
+            outputs = self._timestep.run({"timestep": table.timesteps})
+            self._embeddings[key] = outputs["embedding"]
+        return self._embeddings[key]

@@ -1,0 +1,62 @@
+"""Classes by number or by name."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DisaError
+
+MAX_BYTES = 1 << 22
+
+
+def read_labels(path: Path) -> list[str]:
+    """Class names from a text file, one a line, the first for class 0."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode()
+    except OSError as error:
+        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DisaError(f"{path}: it is not a text file with one class name a line") from error
+    names = [line.strip() for line in text.splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if not names or len(data) > MAX_BYTES:
+        raise DisaError(f"{path}: it must hold one class name a line")
+    return names
+
+
+def find_class(wanted: int | str, classes: int, names: Sequence[str] | None) -> int:
+    """The number of a class given by number or by name (case does not matter).
+
+    A name of several synonyms, such as "sports car, sport car", is found by each of them.
+    """
+    text = str(wanted).strip()
+    if re.fullmatch(r"-?\d+", text):
+        if 0 <= int(text) < classes:
+            return int(text)
+        raise DisaError(f"class {text} does not exist: the model has classes 0 to {classes - 1}")
+    if not names:
+        raise DisaError(
+            f"the plan has no class names, so {text!r} cannot be found: give the number of the "
+            "class, or the names with --labels"
+        )
+    known = {name.casefold(): index for index, name in reversed(list(enumerate(names)))}
+    for index, name in reversed(list(enumerate(names))):
+        for synonym in name.split(","):
+            known.setdefault(synonym.strip().casefold(), index)
+    if text.casefold() in known:
+        return known[text.casefold()]
+    near = get_close_matches(text.casefold(), known, n=1)
+    hint = f"did you mean {names[known[near[0]]]!r}?" if near else f"such as {names[0]!r}"
+    raise DisaError(f"there is no class {text!r}: {hint}")
+
+
+def spread_classes(count: int, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
+    """A class for each of `count` images, taken in turn from `chosen`."""
+    return np.resize(np.asarray(chosen, np.int64), count)

@@ -1,0 +1,65 @@
+"""How to draw: what every family's token loop is told."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..errors import DisaError
+from .sampler import SamplerName, StepTable, step_table
+from .schedule import AnnealedSchedule, Schedule, Strategy
+
+
+class GuidanceSchedule(StrEnum):
+    """How the guidance scale grows over the AR iterations."""
+
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sampling options.
+
+    Attributes:
+        iterations: AR iterations of an image.
+        schedule: denoising steps of each AR iteration.
+        sampler: how the head's prediction becomes a step.
+        guidance_scale: classifier-free guidance; 1 is none and costs half.
+        guidance_schedule: linear grows from 1 to the scale as tokens become known.
+        temperature: scales the noise added at each denoising step.
+    """
+
+    iterations: int = 64
+    schedule: Schedule = field(default_factory=AnnealedSchedule)
+    sampler: SamplerName = SamplerName.DDPM
+    guidance_scale: float = 1.0
+    guidance_schedule: GuidanceSchedule = GuidanceSchedule.LINEAR
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise DisaError(f"iterations must be at least 1, not {self.iterations}")
+        if not 0 < self.guidance_scale < 1000:
+            raise DisaError(f"the guidance scale must be above 0, not {self.guidance_scale}")
+        if not 0 <= self.temperature <= 10:
+            raise DisaError(f"the temperature goes from 0 to 10, not {self.temperature}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether an unconditional half runs along."""
+        return self.guidance_scale != 1
+
+    def guidance(self, known: int, tokens: int) -> float:
+        """Guidance scale of an iteration after which `known` of `tokens` tokens are known."""
+        if self.guidance_schedule is GuidanceSchedule.CONSTANT:
+            return self.guidance_scale
+        return 1 + (self.guidance_scale - 1) * known / tokens
+
+    def table(self, iteration: int) -> StepTable:
+        """The denoising steps of AR iteration `iteration`."""
+        steps = self.schedule.steps(iteration, self.iterations)
+        return step_table(self.sampler, steps, self.temperature, self._whole_range)
+
+    @property
+    def _whole_range(self) -> bool:
+        schedule = self.schedule
+        return isinstance(schedule, AnnealedSchedule) and schedule.strategy is Strategy.FIXED

@@ -1,0 +1,52 @@
+"""What a run cost."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Stats:
+    """Seconds in each part, and the head's work.
+
+    Attributes:
+        seconds: wall time by part: backbone, head, decoder, noise, total.
+        images: images drawn.
+        head_calls: calls of the head graph, the cost that DiSA cuts.
+        head_rows: rows of all those calls.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    head_calls: int = 0
+    head_rows: int = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def add(self, other: "Stats") -> None:
+        """Add what another run cost."""
+        for part, seconds in other.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        self.images += other.images
+        self.head_calls += other.head_calls
+        self.head_rows += other.head_rows
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run record; images a second over the total time."""
+        total = self.seconds.get("total", 0.0)
+        return {
+            "images": self.images,
+            "images_per_second": self.images / total if total else None,
+            "head_calls": self.head_calls,
+            "head_rows": self.head_rows,
+            "seconds": dict(self.seconds),
+        }
