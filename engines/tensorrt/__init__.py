@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines built ahead of time, and sessions that run them."""

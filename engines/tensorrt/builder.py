@@ -1,0 +1,198 @@
+"""From an ONNX graph to an engine."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import DisaError
+from ..manifest import ShapeRange
+from ..session import TensorSpec
+from .cache import save
+from .flavour import LEAST_SM, Flavour
+from .logger import Messages, build_error, collect, last_error, logger_of
+from .progress import Progress, new_monitor
+
+_MEMORY = {
+    "weights": "Total Weights Memory: ",
+    "activations": "Total Activation Memory: ",
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build; the same for every graph of a plan."""
+
+    targets: tuple[int, ...] = ()
+    """Architectures, 89 for sm_89; empty for a flavour that builds for the GPU present."""
+    workspace: int | None = None
+    """Bytes of device memory that kernels may use; None for TensorRT's own choice."""
+    optimization_level: int | None = None
+    """0 (fast to build) to 5 (fast to run); None for TensorRT's own choice."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph to be built: where it lies and what the plan says of it."""
+
+    name: str
+    path: Path
+    """The ONNX file, with its weights beside it."""
+    precision: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    profile: Mapping[str, ShapeRange]
+
+
+@dataclass
+class Built:
+    """A finished engine. `data` is a buffer that TensorRT owns."""
+
+    data: Any
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of "weights" and "activations", where the builder told them."""
+
+
+def check_targets(flavour: Flavour, targets: Iterable[int], precision: str) -> None:
+    """DisaError if the flavour or the precision does not go with an architecture."""
+    least = LEAST_SM[precision]
+    for target in targets:
+        if flavour.architectures and target not in flavour.architectures:
+            can = ", ".join(f"sm_{known}" for known in flavour.architectures)
+            raise DisaError(
+                f"{flavour} cannot build for sm_{target}, only for {can}: "
+                "use --engine tensorrt on a machine with that GPU, or --engine onnxruntime"
+            )
+        if target < least:
+            raise DisaError(
+                f"sm_{target} does not compute in {precision}: "
+                f"choose sm_{least} or later with --gpu, or another precision"
+            )
+
+
+def build(
+    flavour: Flavour,
+    source: Source,
+    options: BuildOptions,
+    timing_cache: Path | None = None,
+    report: Callable[[float], None] = lambda share: None,
+) -> Built:
+    """Build one engine.
+
+    timing_cache: read and written if the flavour times kernels. report: is told the share
+    that is done. Raises DisaError with what TensorRT said, and KeyboardInterrupt.
+    """
+    trt = flavour.trt
+    check_targets(flavour, options.targets, source.precision)
+    with collect(trt) as messages:
+        builder = trt.Builder(logger_of(trt))
+        if builder is None:
+            raise DisaError(f"{flavour} does not start: {last_error(messages)}")
+        network = flavour.create_network(builder)
+        parser = trt.OnnxParser(network, logger_of(trt))
+        if not parser.parse_from_file(str(source.path)):
+            raise DisaError(
+                f"{flavour} cannot read the graph {source.name}: {_parser_errors(parser, messages)}"
+            )
+        check_network(source, network)
+        config = builder.create_builder_config()
+        progress = Progress(report)
+        config.progress_monitor = new_monitor(trt, progress)
+        _configure(flavour, config, source, options, messages)
+        config.add_optimization_profile(_profile(builder, source))
+        cache = _load_timing_cache(flavour, config, timing_cache)
+        data = builder.build_serialized_network(network, config)
+        if progress.interrupted:
+            raise KeyboardInterrupt
+        if data is None:
+            raise build_error(messages, f"the graph {source.name}", options.workspace)
+    if cache is not None and timing_cache is not None:
+        save(timing_cache, cache.serialize())
+    return Built(data, _memory(messages.information))
+
+
+def check_network(source: Source, network: Any) -> None:
+    """DisaError if what was parsed has other inputs or outputs than the plan says."""
+    for kind, specs, count, get in (
+        ("input", source.inputs, network.num_inputs, network.get_input),
+        ("output", source.outputs, network.num_outputs, network.get_output),
+    ):
+        parsed = {tensor.name: tensor for tensor in map(get, range(count))}
+        if parsed.keys() != {spec.name for spec in specs}:
+            raise DisaError(
+                f"the graph {source.name} has the {kind}s {', '.join(parsed)}, and the plan says "
+                f"{', '.join(spec.name for spec in specs)}"
+            )
+        for spec in specs:
+            _check_tensor(source.name, kind, spec, parsed[spec.name])
+
+
+def _check_tensor(graph: str, kind: str, spec: TensorSpec, tensor: Any) -> None:
+    dtype = {"FLOAT": "float32", "INT64": "int64"}.get(tensor.dtype.name, tensor.dtype.name)
+    fits = dtype == spec.dtype and len(tensor.shape) == len(spec.shape)
+    for size, wanted in zip(tensor.shape, spec.shape, strict=False):
+        if kind == "input":
+            fits = fits and size == (-1 if isinstance(wanted, str) else wanted)
+        else:
+            # The parser knows the dimensions of an output only where it could compute them.
+            fits = fits and (isinstance(wanted, str) or size in (wanted, -1))
+    if not fits:
+        raise DisaError(
+            f"the {kind} {tensor.name} of the graph {graph} is {dtype}{list(tensor.shape)}, "
+            f"and the plan says {spec}"
+        )
+
+
+def _configure(
+    flavour: Flavour, config: Any, source: Source, options: BuildOptions, messages: Messages
+) -> None:
+    trt = flavour.trt
+    refused = flavour.set_targets(config, options.targets)
+    if refused is not None:
+        raise DisaError(f"{flavour} does not build for sm_{refused}: {last_error(messages)}")
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if source.precision == "fp32":
+        # TF32 keeps 10 bits of the mantissa, as fp16 does: not what fp32 was asked for.
+        config.clear_flag(trt.BuilderFlag.TF32)
+    # Names of layers cost next to nothing, and the engine inspector lives on them.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _profile(builder: Any, source: Source) -> Any:
+    profile = builder.create_optimization_profile()
+    for name, shapes in source.profile.items():
+        profile.set_shape(name, shapes.minimum, shapes.usual, shapes.maximum)
+    return profile
+
+
+def _parser_errors(parser: Any, messages: Messages) -> str:
+    found = []
+    for index in range(min(parser.num_errors, 3)):
+        error = parser.get_error(index)
+        where = " ".join(filter(None, [error.node_operator(), error.node_name()]))
+        found.append(f"{where}: {error.desc()}" if where else error.desc())
+    return "; ".join(found) or last_error(messages)
+
+
+def _load_timing_cache(flavour: Flavour, config: Any, path: Path | None) -> Any:
+    if path is None or flavour.finishes_kernels_at_run_time:
+        return None
+    data = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        # Timings of another GPU or version: begin anew.
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _memory(information: Iterable[str]) -> dict[str, int]:
+    found = {}
+    for line in information:
+        for name, prefix in _MEMORY.items():
+            if line.startswith(prefix) and line.endswith(" bytes"):
+                found[name] = int(line.removeprefix(prefix).removesuffix(" bytes"))
+    return found

@@ -1,0 +1,217 @@
+"""The GPU: a thin layer over CUDA's runtime, and the only code that touches it.
+
+Addresses, streams, events and graphs are plain integers or handles of CUDA. Everything here
+but `synchronize`, `wait` and what says so returns before the GPU has done the work.
+"""
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...errors import DisaError, MissingDependency
+
+
+class Device(Protocol):
+    """What the rest of this package needs of a GPU."""
+
+    name: str
+    sm: int
+    """Architecture, 89 for sm_89."""
+    memory: int
+    """Bytes in all."""
+    cuda: int
+    """Newest CUDA version that the driver runs, 13000 for 13.0."""
+
+    def create_stream(self) -> Any: ...
+    def allocate(self, size: int, stream: Any) -> int: ...
+    def free(self, address: int, stream: Any) -> None: ...
+    def allocate_host(self, size: int) -> np.ndarray: ...
+    def upload(self, address: int, source: np.ndarray, stream: Any) -> None: ...
+    def download(self, target: np.ndarray, address: int, stream: Any) -> None: ...
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None: ...
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: Any,
+    ) -> None: ...
+    def clear(self, address: int, size: int, stream: Any) -> None: ...
+    def synchronize(self, stream: Any) -> None: ...
+    def create_event(self) -> Any: ...
+    def record(self, event: Any, stream: Any) -> None: ...
+    def wait(self, event: Any) -> None: ...
+    def elapsed(self, start: Any, stop: Any) -> float: ...
+    def begin_capture(self, stream: Any) -> None: ...
+    def end_capture(self, stream: Any) -> Any: ...
+    def launch(self, graph: Any, stream: Any) -> None: ...
+    def destroy_graph(self, graph: Any) -> None: ...
+
+
+class CudaError(DisaError):
+    """A call of CUDA failed."""
+
+    def __init__(self, call: str, code: int, name: str) -> None:
+        advice = {
+            2: "use a smaller --batch-size, or end other programs on this GPU",
+            35: "install or update the NVIDIA driver",
+            100: "there is no NVIDIA GPU here",
+        }.get(code, "see the driver's log")
+        super().__init__(f"CUDA failed in {call}: {name} (error {code}): {advice}")
+        self.code = code
+
+
+class CudaDevice:
+    """A GPU through cuda-bindings. Raises CudaError where CUDA fails."""
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            from cuda.bindings import driver, runtime
+        except ImportError as error:
+            raise MissingDependency("cuda-bindings", "tensorrt-rtx") from error
+        self._cuda = runtime
+        self._call("cudaSetDevice", index)
+        attribute = runtime.cudaDeviceAttr
+        properties = self._call("cudaGetDeviceProperties", index)
+        self.name = properties.name.decode()
+        self.sm = 10 * properties.major + properties.minor
+        self.memory = int(properties.totalGlobalMem)
+        self.cuda = int(self._call("cudaDriverGetVersion"))
+        self._pooled = bool(
+            self._call("cudaDeviceGetAttribute", attribute.cudaDevAttrMemoryPoolsSupported, index)
+        )
+        if self._pooled:
+            # Keep what is freed: without this every synchronisation gives it back to the system.
+            pool = self._call("cudaDeviceGetDefaultMemPool", index)
+            threshold = runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+            keep_all = driver.cuuint64_t(2**63)
+            self._call("cudaMemPoolSetAttribute", pool, threshold, keep_all)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        code, *results = getattr(self._cuda, name)(*arguments)
+        if int(code) != 0:
+            # Errors stick to the thread until they are asked for.
+            self._cuda.cudaGetLastError()
+            raise CudaError(name, int(code), code.name)
+        return results[0] if results else None
+
+    def create_stream(self) -> Any:
+        """A stream that does not wait for the default one, as capturing needs."""
+        flag = self._cuda.cudaStreamNonBlocking
+        return int(self._call("cudaStreamCreateWithFlags", flag))
+
+    def allocate(self, size: int, stream: Any) -> int:
+        """Memory for work that is put into `stream` later. Its content is undefined."""
+        if self._pooled:
+            return int(self._call("cudaMallocAsync", size, stream))
+        return int(self._call("cudaMalloc", size))
+
+    def free(self, address: int, stream: Any) -> None:
+        """Give memory back once the work in `stream` is done."""
+        if self._pooled:
+            self._call("cudaFreeAsync", address, stream)
+        else:
+            self._call("cudaFree", address)
+
+    def allocate_host(self, size: int) -> np.ndarray:
+        """Host memory that the GPU copies from without a stop, as bytes; never freed."""
+        address = int(self._call("cudaHostAlloc", size, self._cuda.cudaHostAllocDefault))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def upload(self, address: int, source: np.ndarray, stream: Any) -> None:
+        """Copy from host memory of `allocate_host`, which stays as it is until that is done."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, stream)
+
+    def download(self, target: np.ndarray, address: int, stream: Any) -> None:
+        """Copy to any host memory, and wait for it."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, stream)
+        self.synchronize(stream)
+
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
+        """Copy on the GPU."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", target, source, size, kind, stream)
+
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: Any,
+    ) -> None:
+        """Copy `rows` pieces of `width` bytes on the GPU, which lie the pitches apart."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            "cudaMemcpy2DAsync",
+            target,
+            target_pitch,
+            source,
+            source_pitch,
+            width,
+            rows,
+            kind,
+            stream,
+        )
+
+    def clear(self, address: int, size: int, stream: Any) -> None:
+        """Fill with zero bytes."""
+        self._call("cudaMemsetAsync", address, 0, size, stream)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until the work in a stream is done."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def create_event(self) -> Any:
+        """A mark in a stream; one that was never recorded counts as reached."""
+        return self._call("cudaEventCreate")
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Set the mark behind the work that is in the stream now."""
+        self._call("cudaEventRecord", event, stream)
+
+    def wait(self, event: Any) -> None:
+        """Wait until a stream has reached the mark."""
+        self._call("cudaEventSynchronize", event)
+
+    def elapsed(self, start: Any, stop: Any) -> float:
+        """Seconds between two marks, after waiting for the second."""
+        self.wait(stop)
+        return float(self._call("cudaEventElapsedTime", start, stop)) / 1000
+
+    def begin_capture(self, stream: Any) -> None:
+        """From now on work put into the stream is recorded, not done."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: Any) -> Any:
+        """The recorded work, ready to launch. Raises CudaError if it cannot be replayed."""
+        graph = self._call("cudaStreamEndCapture", stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        """Put recorded work into a stream."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Forget recorded work."""
+        self._call("cudaGraphExecDestroy", graph)
+
+
+def present(index: int = 0) -> CudaDevice | None:
+    """The GPU of this machine, or None. DisaError only if cuda-bindings is missing."""
+    try:
+        return CudaDevice(index)
+    except CudaError:
+        return None

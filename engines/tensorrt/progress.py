@@ -1,0 +1,78 @@
+"""A build's progress as one number, from TensorRT's nested phases."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Phase:
+    """A phase that runs: how many of its steps are done."""
+
+    name: str
+    steps: int
+    done: int = 0
+
+
+class Progress:
+    """Adds up nested phases to a share of the whole that never goes back."""
+
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self.report = report
+        self.phases: list[Phase] = []
+        self.share = 0.0
+        self.interrupted = False
+
+    def start(self, name: str, steps: int) -> None:
+        """A phase begins inside the one that runs."""
+        self.phases.append(Phase(name, max(steps, 1)))
+
+    def step(self, name: str, step: int) -> None:
+        """A step of a phase is done."""
+        for phase in self.phases:
+            if phase.name == name:
+                phase.done = max(phase.done, step + 1)
+        self._advance()
+
+    def finish(self, name: str) -> None:
+        """A phase and all in it are over."""
+        for index in reversed(range(len(self.phases))):
+            if self.phases[index].name == name:
+                del self.phases[index:]
+                return
+
+    def _advance(self) -> None:
+        share, part = 0.0, 1.0
+        for phase in self.phases:
+            share += part * min(phase.done, phase.steps) / phase.steps
+            part /= phase.steps
+        if share > self.share:
+            self.share = min(share, 1.0)
+            self.report(self.share)
+
+
+def new_monitor(trt: Any, progress: Progress) -> Any:
+    """A progress monitor for the module `trt` that tells `progress`."""
+
+    def tell(action: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            action(*arguments)
+        except KeyboardInterrupt:
+            # An exception cannot cross the builder; it is raised again when the build returns.
+            progress.interrupted = True
+        return not progress.interrupted
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            tell(progress.start, name, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            return tell(progress.step, name, step)
+
+        def phase_finish(self, name: str) -> None:
+            tell(progress.finish, name)
+
+    return Monitor()
