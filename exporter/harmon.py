@@ -1,60 +1,26 @@
-"""Harmon: text to image with a language model between MAR's encoder and decoder (arXiv 2503.21979)."""
+"""Harmon: a language model between MAR's encoder and decoder, text to image (arXiv 2503.21979)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DisaError
-from . import mar, qwen2
-from .checkpoint import load_strict
+from . import mar, mar_config, qwen2
 from .graph import Arrays, Graph, Shape
+from .harmon_config import FAMILY, Config, configure, manifest, recognise
 from .head import HeadStep, head_graph, timestep_graph
 from .layers import Linear
 from .mar import MAR
-from .precision import Precision, set_precision
 from .qwen2 import Qwen2
 from .vae import LATENT_SCALE, KLDecoder
+from .weights import load_strict
 
-FAMILY = "harmon"
-LLM_SIZES = {
-    "qwen2.5_0.5b": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-    "qwen2.5_1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-    },
-}
-SIZES = {
-    "harmon_0.5b": {"llm": "qwen2.5_0.5b", "mar": "mar_b"},
-    "harmon_1.5b": {"llm": "qwen2.5_1.5b", "mar": "mar_h"},
-}
+__all__ = ["FAMILY", "Config", "Harmon", "build", "configure", "graphs", "manifest", "recognise"]
+
 AFTER_THE_IMAGE = 2**30
 """Place of the first buffer token in the language model's order: behind every grid position."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the two halves, and the factor of the latents before the VAE."""
-
-    llm: qwen2.Config
-    mar: mar.Config
-    vae_scale: float = LATENT_SCALE
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.vae_scale, int | float) or self.vae_scale <= 0:
-            raise DisaError(f"vae_scale must be a positive number, not {self.vae_scale!r}")
 
 
 class Harmon(nn.Module):
@@ -85,7 +51,10 @@ class Prompt(nn.Module):
         self.language_model = language_model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`input_ids` [prompts, prompt_length] -> keys, values [layers, prompts, heads, prompt_length, head_dim]."""
+        """Keys and values, [layers, prompts, heads, prompt_length, head_dim].
+
+        `input_ids` [prompts, prompt_length] are padded on the right.
+        """
         return self.language_model.prompt(input_ids)
 
 
@@ -95,6 +64,10 @@ class Grid(nn.Module):
     The host decides the interpolation, as two matrices whose rows sum to one; identity
     matrices give the embeddings as they are stored.
     """
+
+    encoder: Tensor
+    decoder: Tensor
+    condition: Tensor
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
@@ -125,6 +98,8 @@ class Backbone(nn.Module):
     line and the buffer last, it is in the mask and in the rotary positions. The prompt acts
     in the language model only, so both guidance halves share one encoder pass.
     """
+
+    buffer: Tensor
 
     def __init__(self, model: Harmon) -> None:
         super().__init__()
@@ -175,8 +150,8 @@ class Backbone(nn.Module):
             mar.for_each(self.proj_in(encoded), guidance),
             length + rank,
             mask,
-            prompt_key[:, rows],
-            prompt_value[:, rows],
+            prompt_key.index_select(1, rows),
+            prompt_value.index_select(1, rows),
         )
         fused = mar.for_each(encoded, guidance) + self.proj_out(hidden)
         result: Tensor = self.decode(
@@ -222,6 +197,8 @@ class Decoder(nn.Module):
     def __init__(self, config: Config, vae: KLDecoder | None) -> None:
         super().__init__()
         self.latent_channels, self.patch = config.mar.vae_embed_dim, config.mar.patch_size
+        # A VAE undoes the usual scale of latents by itself.
+        self.scale = LATENT_SCALE / config.vae_scale
         self.to_pixels: nn.Module | None = vae
 
     def forward(self, tokens: Tensor, place: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -238,40 +215,165 @@ class Decoder(nn.Module):
         latents = x.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
         if self.to_pixels is None:
             return latents
-        return latents, self.to_pixels(latents)
+        scaled = latents if self.scale == 1 else latents * self.scale
+        return latents, self.to_pixels(scaled)
 
 
-def recognise(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of a Harmon model."""
-    return {"llm.model.embed_tokens.weight", "mar.mask_token", "proj_in.0.weight"} <= state.keys()
+def build(state: Mapping[str, Tensor], config: Config, where: Path | str) -> Harmon:
+    """The model with the weights of `state` (strictly all of them but the unused ones)."""
+    used = {
+        key: value
+        for key, value in state.items()
+        if key != "llm.lm_head.weight" and "vae." not in key
+    }
+    with torch.device("meta"):
+        model = Harmon(config)
+    load_strict(model, used, where=where)
+    return model.eval()
 
 
-def configure(
-    state: Mapping[str, Tensor],
-    config: Mapping[str, Any] | None = None,
-    args: Mapping[str, Any] | None = None,
-) -> Config:
-    """The sizes of a checkpoint.
-
-    What the tensors tell is read from them; the rest comes from `config` (with the entries
-    `llm`, `mar` and `vae_scale`), then from the official models of that width.
-
-    Raises:
-        DisaError: a size is told by nobody, or `config` contradicts the tensors.
-    """
-    given = dict(config or {})
-    llm = _configure_language_model(state, given.get("llm") or {})
-    half = mar.configure(_under(state, "mar."), given.get("mar"), args)
-    return Config(llm, half, given.get("vae_scale", LATENT_SCALE))
+def graphs(model: Harmon, vae: KLDecoder | None = None) -> list[Graph]:
+    """The graphs of a plan: prompt, grid, backbone, timestep, head and decoder, all in fp32."""
+    config, head = model.config, model.mar.head
+    return [
+        _prompt_graph(Prompt(model.language_model), config.llm),
+        _grid_graph(Grid(model.mar), config.mar),
+        _backbone_graph(Backbone(model), config),
+        timestep_graph(head.time_embed, config.mar.diffloss_w),
+        head_graph(HeadStep(head)),
+        _decoder_graph(Decoder(config, vae), config.mar),
+    ]
 
 
-def _configure_language_model(
-    state: Mapping[str, Tensor], given: Mapping[str, Any]
-) -> qwen2.Config:
-    told = qwen2.sizes_in_tensors(_under(state, "llm.model."))
-    official = next((s for s in LLM_SIZES.values() if told.items() <= {**s, **told}.items() and all(s[k] == v for k, v in told.items() if k in s)), {})
-    return official
+def _cache_shape(config: qwen2.Config) -> Shape:
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    return (layers, "prompts", heads, "prompt_length", config.head_dim)
 
 
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def _prompt_graph(module: Prompt, config: qwen2.Config) -> Graph:
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        shape = (sizes["prompts"], sizes["prompt_length"])
+        return {"input_ids": np.random.default_rng(0).integers(0, config.vocab_size, shape)}
+
+    return Graph(
+        name="prompt",
+        module=module,
+        inputs={"input_ids": ("prompts", "prompt_length")},
+        outputs={"prompt_key": _cache_shape(config), "prompt_value": _cache_shape(config)},
+        example=example,
+        sizes={"prompts": 4, "prompt_length": 6},
+        checks=({"prompts": 1, "prompt_length": 1}, {"prompts": 2, "prompt_length": 40}),
+    )
+
+
+def _grid_graph(module: Grid, config: mar_config.Config) -> Graph:
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        rng = np.random.default_rng(0)
+        return {
+            name: rng.uniform(0, 2 / config.grid, (sizes[size], config.grid)).astype(np.float32)
+            for name, size in (("rows", "height"), ("columns", "width"))
+        }
+
+    return Graph(
+        name="grid",
+        module=module,
+        inputs={"rows": ("height", config.grid), "columns": ("width", config.grid)},
+        outputs={
+            "encoder_position": ("length", config.encoder_embed_dim),
+            "decoder_position": ("length", config.decoder_embed_dim),
+            "condition_position": ("length", config.decoder_embed_dim),
+        },
+        example=example,
+        sizes={"height": 9, "width": 7},
+        checks=({"height": 1, "width": 1}, {"height": 32, "width": 24}),
+        always_fp32=True,
+    )
+
+
+def _backbone_graph(module: Backbone, config: Config) -> Graph:
+    half, cache = config.mar, _cache_shape(config.llm)
+    dimensions = (
+        "guidance",
+        "batch",
+        "visible",
+        "predicted",
+        "length",
+        "prompts",
+        "prompt_length",
+    )
+
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        rng = np.random.default_rng(0)
+        batch, visible, length = sizes["batch"], sizes["visible"], sizes["length"]
+        positions = rng.permuted(np.tile(np.arange(length)[:, None], batch), axis=0)
+        concrete = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in cache)
+        tables = {"encoder": half.encoder_embed_dim, "decoder": half.decoder_embed_dim}
+        tables["condition"] = half.decoder_embed_dim
+        prompts, longest = sizes["prompts"], sizes["prompt_length"]
+        return {
+            "tokens": rng.standard_normal((visible, batch, half.channels), np.float32),
+            "positions": positions,
+            "predicted": positions[visible : visible + sizes["predicted"]],
+            "prompt_index": rng.integers(0, prompts, (sizes["guidance"], batch)),
+            "prompt_length": rng.integers(1, longest + 1, prompts),
+            "prompt_key": rng.standard_normal(concrete, np.float32),
+            "prompt_value": rng.standard_normal(concrete, np.float32),
+            **{
+                f"{name}_position": 0.02 * rng.standard_normal((length, width), np.float32)
+                for name, width in tables.items()
+            },
+        }
+
+    return Graph(
+        name="backbone",
+        module=module,
+        inputs={
+            "tokens": ("visible", "batch", half.channels),
+            "positions": ("length", "batch"),
+            "predicted": ("predicted", "batch"),
+            "prompt_index": ("guidance", "batch"),
+            "prompt_length": ("prompts",),
+            "prompt_key": cache,
+            "prompt_value": cache,
+            "encoder_position": ("length", half.encoder_embed_dim),
+            "decoder_position": ("length", half.decoder_embed_dim),
+            "condition_position": ("length", half.decoder_embed_dim),
+        },
+        outputs={"condition": ("guidance", "rows", half.diffloss_w)},
+        example=example,
+        sizes=dict(zip(dimensions, (2, 3, 7, 5, 31, 4, 6), strict=True)),
+        checks=tuple(
+            dict(zip(dimensions, sizes, strict=True))
+            for sizes in ((1, 1, 0, 1, 4, 1, 1), (2, 1, 3, 1, 4, 2, 9), (2, 4, 80, 40, 150, 3, 12))
+        ),
+    )
+
+
+def _decoder_graph(module: Decoder, config: mar_config.Config) -> Graph:
+    def example(sizes: Mapping[str, int]) -> Arrays:
+        rng = np.random.default_rng(0)
+        height, width, batch = sizes["height"], sizes["width"], sizes["batch"]
+        length = height * width
+        place = rng.permuted(np.tile(np.arange(length)[:, None], batch), axis=0)
+        return {
+            "tokens": 0.25 * rng.standard_normal((length, batch, config.channels), np.float32),
+            "place": place.reshape(height, width, batch),
+        }
+
+    outputs: dict[str, Shape] = {
+        "latents": ("batch", config.vae_embed_dim, "latent_height", "latent_width")
+    }
+    if module.to_pixels is not None:
+        outputs["image"] = ("batch", 3, "image_height", "image_width")
+    return Graph(
+        name="decoder",
+        module=module,
+        inputs={
+            "tokens": ("length", "batch", config.channels),
+            "place": ("height", "width", "batch"),
+        },
+        outputs=outputs,
+        example=example,
+        sizes={"batch": 3, "height": 7, "width": 5},
+        checks=({"batch": 1, "height": 2, "width": 9}, {"batch": 2, "height": 16, "width": 16}),
+    )

@@ -14,6 +14,20 @@ from torch import Tensor, nn
 
 from ..errors import DisaError
 
+SIZES = {
+    "qwen2.5_0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+    },
+    "qwen2.5_1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+    },
+}
 MASKED = -1e9
 """Added to the score of a key that must not be seen; far below any real score."""
 
@@ -60,20 +74,69 @@ class Config:
         return self.num_attention_heads // self.num_key_value_heads
 
 
-def check_plain(options: Mapping[str, Any]) -> None:
-    """Refuse variants of Qwen2 that these modules do not compute.
+def configure(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Config:
+    """The sizes of a checkpoint.
 
     Args:
-        options: the language model's `config.json`.
+        state: the tensors under `llm.model.`.
+        given: what the tensors do not tell, from the model's `config.json`; where it says
+            nothing, the published model of these sizes does.
+
+    Raises:
+        DisaError: a size is told by nobody, `given` contradicts the tensors, or asks for a
+            variant of Qwen2 that is not supported.
     """
-    if options.get("hidden_act", "silu") != "silu":
+    _refuse_variants(given)
+    told = sizes_in_tensors(state)
+    for key, value in told.items():
+        if given.get(key, value) != value:
+            raise DisaError(
+                f"the configuration says {key} {given[key]} for the language model, but the "
+                f"checkpoint's tensors say {value}"
+            )
+    official = next((size for size in SIZES.values() if size.items() >= told.items()), {})
+    heads = given.get("num_attention_heads", official.get("num_attention_heads"))
+    if heads is None:
         raise DisaError(
-            f"the language model's hidden_act {options['hidden_act']!r} is not supported: only silu is"
+            f"a language model of width {told['hidden_size']} is none of the official ones, and "
+            "attention heads are in no tensor: give llm.num_attention_heads in a JSON file with "
+            "--config"
         )
-    if options.get("use_sliding_window"):
-        raise DisaError("a language model with use_sliding_window is not supported")
-    if options.get("rope_scaling"):
-        raise DisaError("a language model with rope_scaling is not supported")
+    names = {field.name for field in fields(Config)}
+    sizes = {key: value for key, value in given.items() if key in names} | told
+    sizes["num_attention_heads"] = heads
+    sizes["vocab_size"] = state["embed_tokens.weight"].shape[0]
+    key_width = state["layers.0.self_attn.k_proj.weight"].shape[0]
+    sizes.setdefault("num_key_value_heads", key_width * int(heads) // told["hidden_size"])
+    config = Config(**sizes)
+    if config.num_key_value_heads * config.head_dim != key_width:
+        raise DisaError(
+            f"num_attention_heads {heads} and num_key_value_heads {config.num_key_value_heads} "
+            f"mean keys of width {config.num_key_value_heads * config.head_dim}, but the "
+            f"checkpoint's are {key_width} wide: give the right ones with --config"
+        )
+    return config
+
+
+def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The options that the shapes of the tensors tell."""
+    intermediate, hidden = state["layers.0.mlp.gate_proj.weight"].shape
+    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": len(layers),
+    }
+
+
+def _refuse_variants(given: Mapping[str, Any]) -> None:
+    if given.get("hidden_act", "silu") != "silu":
+        raise DisaError(
+            f"the language model's hidden_act is {given['hidden_act']!r}: only silu is supported"
+        )
+    for option in ("use_sliding_window", "rope_scaling"):
+        if given.get(option):
+            raise DisaError(f"a language model with {option} is not supported")
 
 
 class RMSNorm(nn.Module):
@@ -85,7 +148,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
 
 
 @dataclass(frozen=True)
@@ -116,7 +179,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def key_value(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values of `x` [rows, tokens, width], [rows, key_heads, tokens, head_dim]."""
+        """Rotated keys and values of `x` [rows, tokens, width].
+
+        Both are [rows, key_heads, tokens, head_dim].
+        """
         x = x.to(self.k_proj.weight.dtype)
         key, value = _heads(self.k_proj(x), self.key_heads), _heads(self.v_proj(x), self.key_heads)
         return rotation(key).to(x.dtype), value
@@ -124,12 +190,15 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Rotation, mask: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Attention of `x` [rows, tokens, width] over keys and values [rows, key_heads, keys, head_dim].
+        """Attention of `x` [rows, tokens, width] in fp32, result alike.
 
-        `mask` [rows or 1, 1, 1, tokens, keys] is added to the scores. The queries that share
-        a key head stand behind each other, so that keys and values are never repeated. They
-        are scaled while they are rotated in fp32: the large key biases of Qwen2 would
-        overflow fp16 scores that are scaled afterwards.
+        The queries that share a key head stand behind each other, so that keys and values
+        are never repeated. They are scaled while they are rotated, in fp32: Qwen2's large key
+        biases would overflow fp16 scores that are scaled afterwards.
+
+        Args:
+            mask: added to the scores, [rows or 1, 1, 1, tokens, keys].
+            key, value: [rows, key_heads, keys, head_dim].
         """
         query = rotation(_heads(self.q_proj(x.to(key.dtype)), self.heads), self.scale)
         query = query.to(key.dtype).unflatten(1, (self.key_heads, self.group))
@@ -203,12 +272,12 @@ class Qwen2(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self.register_buffer("frequencies", 1.0 / config.rope_theta**exponent, persistent=False)
+        self.theta, self.head_dim = config.rope_theta, config.head_dim
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Rotary tables for `positions` [rows, tokens] (fp32)."""
-        angle = positions[:, None, :, None] * self.frequencies
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
+        angle = positions[:, None, :, None] * (1.0 / self.theta ** (exponent / self.head_dim))
         return Rotation(angle.cos(), angle.sin())
 
     def prompt(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:

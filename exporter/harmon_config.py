@@ -1,0 +1,105 @@
+"""Sizes of Harmon models: the official ones, and what a checkpoint tells of others."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import DisaError
+from . import mar_config, qwen2
+from .vae import LATENT_SCALE
+
+FAMILY = "harmon"
+SIZES = {
+    "harmon_0.5b": {"llm": "qwen2.5_0.5b", "mar": "mar_b"},
+    "harmon_1.5b": {"llm": "qwen2.5_1.5b", "mar": "mar_h"},
+}
+ENLARGEMENT = 2
+"""Side of the images that the official scripts draw, in terms of the trained one: 512 for 256."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the two halves, and the factor of the latents before the VAE."""
+
+    llm: qwen2.Config
+    mar: mar_config.Config
+    vae_scale: float = LATENT_SCALE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vae_scale, int | float) or self.vae_scale <= 0:
+            raise DisaError(f"vae_scale must be a positive number, not {self.vae_scale!r}")
+
+
+def recognise(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of a Harmon model."""
+    return {"llm.model.embed_tokens.weight", "mar.mask_token", "proj_in.0.weight"} <= state.keys()
+
+
+def configure(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+) -> Config:
+    """The sizes of a checkpoint.
+
+    What the tensors tell is read from them; the rest comes from `config` (with the entries
+    `llm`, `mar` and `vae_scale`), then from the official models of that width.
+
+    Raises:
+        DisaError: a size is told by nobody, or `config` contradicts the tensors.
+    """
+    given = config or {}
+    llm = qwen2.configure(_under(state, "llm.model."), given.get("llm") or {})
+    half = mar_config.configure(_under(state, "mar."), given.get("mar"), args)
+    return Config(llm, half, given.get("vae_scale", LATENT_SCALE))
+
+
+def manifest(config: Config) -> dict[str, Any]:
+    """What the runtime needs to know of the model."""
+    half, size = config.mar, ENLARGEMENT * config.mar.img_size
+    side, stride = size // half.vae_stride, half.vae_stride * half.patch_size
+    return {
+        "family": FAMILY,
+        "model": {"size": size_name(config), **asdict(config)},
+        "tokens": {
+            "count": (size // stride) ** 2,
+            "channels": half.channels,
+            "latent_shape": [half.vae_embed_dim, side, side],
+            "native_grid": half.grid,
+            "stride": stride,
+        },
+        "image": {"height": size, "width": size},
+        "defaults": {
+            "iterations": 64,
+            "steps": "50:5",
+            "strategy": "linear",
+            "sampler": "ddpm",
+            "cfg": 3.0,
+            "cfg_schedule": "constant",
+            "temperature": 1.0,
+        },
+    }
+
+
+def size_name(config: Config) -> str:
+    """The official name of these sizes, or just the family's."""
+    for name, size in SIZES.items():
+        llm, half = qwen2.SIZES[size["llm"]], mar_config.SIZES[size["mar"]]
+        wanted = (half.width, half.depth, half.diffloss_d, half.diffloss_w)
+        found = config.mar
+        if llm.items() <= asdict(config.llm).items() and wanted == (
+            found.encoder_embed_dim,
+            found.encoder_depth,
+            found.diffloss_d,
+            found.diffloss_w,
+        ):
+            return name
+    return FAMILY
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }

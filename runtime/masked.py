@@ -1,0 +1,72 @@
+"""The loop of masked autoregressive generation, which MAR and Harmon share."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engines.session import Array, Session
+from .head import Head, Iteration
+from .mar import prediction_counts
+from .noise import NoiseSource
+from .settings import Settings
+from .stats import Stats
+
+Watcher = Callable[[Iteration], None]
+
+
+class MaskedLoop:
+    """A random order, more tokens each AR iteration, all of them denoised at once.
+
+    Args:
+        sessions: the plan's graphs by name.
+        channels: channels of a token, C.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], channels: int) -> None:
+        self._backbone = sessions["backbone"]
+        self._head = Head(sessions)
+        self.channels = channels
+
+    def run(
+        self,
+        constants: Mapping[str, Array],
+        length: int,
+        batch: int,
+        settings: Settings,
+        noise: NoiseSource,
+        stats: Stats,
+        watch: Watcher | None = None,
+    ) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Draw the tokens of a batch of images.
+
+        Args:
+            constants: what the backbone is told besides tokens and positions.
+            length: tokens of an image, L.
+            watch: called after each AR iteration.
+
+        Returns:
+            Tokens in generation order [L, batch, C] and their grid positions [L, batch].
+        """
+        counts = prediction_counts(length, settings.iterations)
+        positions = noise.order(length)
+        tokens = self._backbone.empty((length, batch, self.channels), np.float32)
+        known = 0
+        for index, count in enumerate(counts):
+            table = settings.table(index)
+            with stats.timed("noise"):
+                draws = noise.gaussian(index, 1 + len(table), (count, batch, self.channels))
+            predicted = positions[known : known + count]
+            step = {"tokens": tokens[:known], "positions": positions, "predicted": predicted}
+            with stats.timed("backbone"):
+                condition = self._backbone.run({**constants, **step})["condition"]
+            # The official rule leaves one token masked in name even after the last iteration.
+            scale = settings.guidance(min(known + count, length - 1), length)
+            with stats.timed("head"):
+                rows = draws.reshape(1 + len(table), count * batch, self.channels)
+                sampled = self._head.sample(table, condition, scale, rows, stats)
+            tokens[known : known + count] = sampled.reshape(count, batch, self.channels)
+            known += count
+            if watch:
+                watch(Iteration(index, table, scale, predicted, condition, sampled))
+        return tokens, positions
