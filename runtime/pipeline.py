@@ -71,12 +71,14 @@ class Pipeline:
         engine: str = "auto",
         *,
         threads: int | None = None,
+        exact: bool = False,
     ) -> "Pipeline":
         """Open a plan and load its graphs.
 
         Args:
             engine: what runs them; `auto` takes the fastest that is here.
             threads: CPU threads; all cores by default.
+            exact: do not let the engine compute in less than the plan's precision.
 
         Raises:
             DisaError: the plan is damaged, or the engine cannot run here.

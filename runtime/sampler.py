@@ -24,7 +24,6 @@ TRAINING_STEPS = 1000
 CLIP_DDPM = 950
 CLIP_DDIM = 980
 DPM_START = 0.95
-DPM_MIN_LOG_SNR = -5.1
 
 
 class SamplerName(StrEnum):
@@ -134,13 +133,11 @@ def dpm_solver_table(steps: int, temperature: float, clip: int | None = None) ->
     """First-order DPM-Solver on uniform time steps (arXiv 2206.00927, equation 3.7).
 
     At first order DPM-Solver and DPM-Solver++ are the same update written for the noise and
-    for the data. Time runs from 0.95 down to 1/N, N the training steps whose half log-SNR is
-    at least -5.1.
+    for the data. Time runs from 0.95 down to 1/N over the N = 951 training steps that DDPM's
+    clip leaves.
     """
     del temperature, clip
-    log_alpha = 0.5 * np.log(cosine_alphas_cumprod())
-    log_snr = log_alpha - 0.5 * np.log(-np.expm1(2 * log_alpha))
-    log_alpha = log_alpha[: len(log_alpha) - np.searchsorted(log_snr[::-1], DPM_MIN_LOG_SNR)]
+    log_alpha = 0.5 * np.log(cosine_alphas_cumprod()[: CLIP_DDPM + 1])
     count = len(log_alpha)
     knots = np.linspace(0, DPM_START, count + 1)[1:]
     time = np.linspace(DPM_START, 1 / count, steps + 1)

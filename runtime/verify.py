@@ -1,0 +1,173 @@
+"""disa-verify: compares a plan with the implementation it came from."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..cli import DisaCommand
+from ..engines.open import ENGINES
+from ..errors import DisaError
+from .masked import prediction_counts
+from .pipeline import Pipeline
+from .reference import Difference, MaskedReplay, Reference, difference
+from .sampler import SamplerName
+from .schedule import AnnealedSchedule, Strategy
+from .settings import GuidanceSchedule, Settings
+from .stats import Stats
+
+TOLERANCE = 1e-4
+SAMPLERS = {
+    "disa": SamplerName.DDPM,
+    "default": SamplerName.DDPM,
+    "ddim": SamplerName.DDIM,
+    "dpm_solver": SamplerName.DPM_SOLVER,
+    "dpm_solver++": SamplerName.DPM_SOLVER_PP,
+}
+
+
+def replay_mar(pipe: Pipeline, reference: Reference) -> list[Difference]:
+    """Draw a recorded MAR run again: the difference of every AR iteration and of the latents."""
+    settings = _settings(reference)
+    images = int(reference.option("batch"))
+    labels = reference["labels"].astype(np.int64)
+    if len(labels) == 0:
+        labels = np.full(images, pipe.classes)
+    elif labels.shape != (images,) or labels.min() < 0 or labels.max() >= pipe.classes:
+        raise DisaError(f"{reference.path}: its labels are not {images} classes of the plan")
+    replay = MaskedReplay(reference, images, int(reference.steps[0]["rows"]) > _rows(reference))
+    if replay.counts != prediction_counts(sum(replay.counts), settings.iterations):
+        raise DisaError(
+            f"{reference.path}: its masks do not follow the cosine rule of {settings.iterations} "
+            "iterations: it is not a run of the official sampler"
+        )
+    found: list[Difference] = []
+    _, latents = pipe.draw(
+        labels, settings, replay, Stats(), lambda done: found.append(replay.compare(done))
+    )
+    return [*found, Difference("latents", None, difference(latents, reference["latents"]))]
+
+
+REPLAYS: Mapping[str, Callable[[Pipeline, Reference], list[Difference]]] = {"mar": replay_mar}
+
+
+def _rows(reference: Reference) -> int:
+    """Rows of the first iteration without guidance."""
+    masks = [reference[f"mask_before_{index:03d}"].sum() for index in (0, 1)]
+    return int(masks[0] - masks[1])
+
+
+def _settings(reference: Reference) -> Settings:
+    name = str(reference.option("sampler")).lower()
+    if name not in SAMPLERS:
+        raise DisaError(f"{reference.path}: its sampler {name} is unknown")
+    sampler = SAMPLERS[name]
+    strategy = reference.option("strategy") or "fixed"
+    scale = float(reference.option("cfg"))
+    if sampler in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP):
+        # The official code lets each half follow its own prediction here: no guidance.
+        scale = 1.0
+    try:
+        return Settings(
+            iterations=int(reference.option("num_iter")),
+            schedule=AnnealedSchedule(
+                int(reference.option("upper")),
+                int(reference.option("lower")),
+                Strategy.FIXED if name == "default" else Strategy(strategy.replace("_", "-")),
+            ),
+            sampler=sampler,
+            guidance_scale=scale,
+            guidance_schedule=GuidanceSchedule(reference.option("cfg_schedule")),
+            temperature=float(reference.option("temperature")),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DisaError(f"{reference.path}: its options are not usable: {error}") from error
+
+
+def print_replay(path: Path, differences: list[Difference]) -> None:
+    """A table of one reference: the error at each AR iteration and of the latents."""
+    click.echo(f"\n{path}")
+    click.echo("  iteration  head calls  relative error")
+    for entry in differences:
+        name = entry.what.removeprefix("iteration ")
+        calls = "" if entry.head_calls is None else entry.head_calls
+        click.echo(f"  {name:>9}  {calls:>10}  {entry.relative:>14.2e}")
+
+
+@click.command(cls=DisaCommand, epilog="Example: disa-verify engines/mar_b.plan --reference ref.npz")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    "references",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A recorded run of the official implementation (.npz); may be repeated.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="The checkpoint the plan was made from: compare each graph with it (needs PyTorch).",
+)
+@click.option("--vae", type=click.Path(path_type=Path), help="The VAE the plan was made with.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Sizes that the tensors do not tell (JSON)."
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest relative error allowed (1e-4; with --against what the plan's precision allows).",
+)
+@click.option("--engine", type=click.Choice(ENGINES), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def main(
+    plan: Path,
+    references: tuple[Path, ...],
+    against: Path | None,
+    vae: Path | None,
+    config: Path | None,
+    tolerance: float | None,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Compare PLAN with recorded runs of the official implementation, or with its checkpoint.
+
+    The recorded random numbers are fed through the plan's graphs, and the tokens of every AR
+    iteration and the final latents are compared. The exit code is 1 if anything differs by
+    more than the tolerance.
+    """
+    if not references and not against:
+        raise click.UsageError("give --reference FILE, or --against CHECKPOINT")
+    allowed = TOLERANCE if tolerance is None else tolerance
+    if against:
+        # The one place where the runtime needs PyTorch, and only for this option.
+        from ..exporter.against import compare_with_checkpoint
+
+        compare_with_checkpoint(plan, against, vae, config, tolerance, engine, as_json)
+    if not references:
+        return
+    pipe = Pipeline.from_plan(plan, engine, exact=True)
+    replay = REPLAYS[pipe.plan.manifest.family]
+    report: dict[str, Any] = {"engine": pipe.engine, "tolerance": allowed, "references": {}}
+    if not as_json:
+        click.echo(pipe.engine)
+    worst = 0.0
+    for path in references:
+        found = replay(pipe, Reference(path))
+        worst = max(worst, *(entry.relative for entry in found))
+        report["references"][str(path)] = [asdict(entry) for entry in found]
+        if not as_json:
+            print_replay(path, found)
+    summary = f"worst relative error {worst:.2e} over {len(references)} reference" + (
+        "s" if len(references) > 1 else ""
+    )
+    passed = worst <= allowed
+    if as_json:
+        click.echo(json.dumps({**report, "worst": worst, "passed": passed}, indent=1))
+    else:
+        click.echo(f"\n{'passed' if passed else 'FAILED'}: {summary} (tolerance {allowed:.0e})")
+    if not passed:
+        raise DisaError(f"{plan} differs from the reference: {summary}, and {allowed:.0e} is allowed")
