@@ -1,0 +1,289 @@
+"""Layers that FlowAR and xAR share, with the keys of their official checkpoints.
+
+Residual stream, norms and softmax are fp32; matrix products run in the dtype of the weights.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .layers import Linear, TimestepEmbedding, attention
+from .vae import KLDecoder
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+RMS_NORM_EPS = 1e-6
+GRID = 16
+"""Side of the latent map over which rotary positions are spread."""
+ROTARY_BASE = 10000.0
+MODULATIONS = 6
+"""Vectors that modulate one block: gamma, scale and shift for attention and for the MLP."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis, with or without a weight."""
+
+    def __init__(self, width: int, affine: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., width] in fp32, result alike."""
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS)
+        return x if self.weight is None else x * self.weight
+
+
+class GatedMLP(nn.Module):
+    """GELU-gated MLP whose hidden width is int(width * 4 * 2/3)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(width * 4.0 * 2 / 3.0)
+        self.fc1_g = nn.Linear(width, hidden)
+        self.fc1_x = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., width] in fp32, result alike."""
+        x = x.to(self.fc2.weight.dtype)
+        result: Tensor = self.fc2(F.gelu(self.fc1_g(x)) * self.fc1_x(x)).float()
+        return result
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with rotary positions and, where wanted, cached tokens."""
+
+    def __init__(self, width: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of `x` [rows, tokens, width], each [rows, heads, tokens, d]."""
+        qkv = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return rotate(query, rotary), rotate(key, rotary), value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The projected attention result, [rows, queries, width] in fp32."""
+        result: Tensor = self.proj(attention(query, key, value)).float()
+        return result
+
+
+class Block(nn.Module):
+    """Self-attention and gated MLP, both modulated (adaptive layer norm with gates).
+
+    Args:
+        silu_inside: whether the checkpoint keeps the SiLU before the modulation in one
+            sequence with it (backbones do, FlowAR's head does not).
+    """
+
+    def __init__(self, width: int, heads: int, bias: bool = True, silu_inside: bool = True) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(width)
+        self.attn = RotaryAttention(width, heads, bias)
+        self.norm2 = RMSNorm(width)
+        self.mlp = GatedMLP(width)
+        linear = Linear(width, MODULATIONS * width)
+        self.ada_lin = nn.Sequential(nn.SiLU(), linear) if silu_inside else linear
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One block.
+
+        Args:
+            x: [rows, tokens, width].
+            modulation: [rows, tokens or 1, 6 * width].
+            rotary: rows of `rotary_table`, [2, tokens, d/2].
+            cache: keys and values of earlier tokens, [2, rows, heads, past, d].
+
+        Returns:
+            The new x, and the keys and values of all tokens so far.
+        """
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.chunk(MODULATIONS, dim=-1)
+        query, key, value = self.attn.project(self.norm1(x) * (1 + scale1) + shift1, rotary)
+        key, value = append(key, value, cache)
+        x = x + gamma1 * self.attn.attend(query, key, value)
+        x = x + gamma2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return x, key, value
+
+    def keys_values(
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Only the keys and values that `forward` returns."""
+        _, _, scale, _, shift, _ = modulation.chunk(MODULATIONS, dim=-1)
+        _, key, value = self.attn.project(self.norm1(x) * (1 + scale) + shift, rotary)
+        return append(key, value, cache)
+
+
+def append(key: Tensor, value: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, heads, tokens, d] after the cached ones [2, rows, heads, past, d]."""
+    if cache is None:
+        return key, value
+    return torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+
+
+class Modulation(nn.Module):
+    """The modulations of many blocks, side by side.
+
+    They depend on a condition that all tokens of a row share, so they are computed before
+    the loop that uses them.
+    """
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """`condition` [..., width] in fp32 -> [..., sum of the parts' outputs] in fp32."""
+        activated = F.silu(condition)
+        return torch.cat([part(activated) for part in self.parts], dim=-1)
+
+
+class ExactTimestepEmbedding(nn.Module):
+    """A timestep embedding that stays fp32 in a graph of lower precision.
+
+    It runs once for a grid of timesteps, and an error in it moves every token alike.
+    """
+
+    def __init__(self, source: TimestepEmbedding) -> None:
+        super().__init__()
+        first, _, second = source.mlp
+        self.weights = nn.ParameterList([first.weight, first.bias, second.weight, second.bias])
+        self.register_buffer("frequencies", source.frequencies)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """`timestep` [steps] -> [steps, width]."""
+        angle = timestep[:, None] * self.frequencies
+        weight, bias, *second = self.weights
+        hidden = F.silu(F.linear(torch.cat([angle.cos(), angle.sin()], dim=-1), weight, bias))
+        return F.linear(hidden, *second)
+
+
+class LatentDecoder(nn.Module):
+    """Tokens of an image to latents, and on to pixels where there is a decoder.
+
+    Args:
+        quadrants: how many blocks of tokens lie along a side: tokens come block by block,
+            row-major, and row-major inside a block; 1 for a plain grid.
+    """
+
+    def __init__(self, quadrants: int, vae: KLDecoder | None) -> None:
+        super().__init__()
+        self.quadrants, self.vae = quadrants, vae
+
+    def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """`tokens` [256, batch, C] -> latents [batch, C, 16, 16] and the image."""
+        blocks, side = self.quadrants, GRID // self.quadrants
+        x = tokens.unflatten(0, (blocks, blocks, side, side))
+        latents = x.permute(4, 5, 0, 2, 1, 3).flatten(4, 5).flatten(2, 3)
+        if self.vae is None:
+            return latents
+        return latents, self.vae(latents)
+
+
+def run_cached(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    modulations: Sequence[Tensor],
+    rotary: Tensor,
+    cache: Tensor,
+    cache_only: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run a stack of blocks over new tokens that also attend to cached ones.
+
+    Args:
+        x: [rows, tokens, width], rows = guidance * batch.
+        modulations: one [rows, 1, 6 * width] for each block.
+        rotary: rows of `rotary_table`, [2, tokens, d/2].
+        cache: keys and values, [depth, 2, guidance, batch, heads, past, d].
+        cache_only: the result x is not wanted, so the last block stops at keys and values.
+
+    Returns:
+        The new x, and the cache with past + tokens.
+    """
+    guidance, batch = cache.shape[2], cache.shape[3]
+    past = cache.to(blocks[0].attn.qkv.weight.dtype).flatten(2, 3)
+    extended = []
+    for index, block in enumerate(blocks):
+        if cache_only and index == len(blocks) - 1:
+            key, value = block.keys_values(x, modulations[index], rotary, past[index])
+        else:
+            x, key, value = block(x, modulations[index], rotary, past[index])
+        extended.append(torch.stack([key, value]))
+    return x, torch.stack(extended).unflatten(2, (guidance, batch)).float()
+
+
+def separate(module: ModuleT) -> ModuleT:
+    """A copy of a module that shares the weights' memory but can change its own precision.
+
+    Graphs of one model share layers; without this, lowering the precision of one graph
+    would lower that of the next.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    own = {id(tensor): tensor.detach() for tensor in tensors}
+    for parameter in module.parameters():
+        own[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    return copy.deepcopy(module, own)
+
+
+def rotary_frequencies(head_dim: int) -> Tensor:
+    """Rotations a position, [head_dim / 4]; one set turns with the row, one with the column."""
+    half = head_dim // 2
+    return 1.0 / ROTARY_BASE ** (torch.arange(0, half, 2).float() / half)
+
+
+def rotary_table(side: int, head_dim: int) -> Tensor:
+    """Cosines and sines for a square grid of tokens, [2, side * side, head_dim / 2].
+
+    A grid of any side is stretched over the 16 positions of the latent map.
+    """
+    position = torch.arange(side) / side * GRID
+    angle = position[:, None] * rotary_frequencies(head_dim)
+    row = angle[:, None].expand(side, side, -1)
+    column = angle[None].expand(side, side, -1)
+    both = torch.cat([row, column], dim=-1).flatten(0, 1)
+    return torch.stack([both.cos(), both.sin()])
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn the channel pairs (i, i + d/2) of `x` [..., tokens, d] by `rotary` [2, tokens, d/2]."""
+    cos, sin = rotary.to(x.dtype).unbind(0)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def halves(weight: Tensor, heads: int) -> Tensor:
+    """Reorder a query or key projection for `rotate`.
+
+    Official weights turn neighbouring channels; here a pair lies half a head apart, which
+    takes two contiguous slices instead of four strided ones. Queries and keys are reordered
+    alike, so their product does not change.
+    """
+    pairs = weight.unflatten(0, (heads, -1, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def rearrange_rotary(state: Mapping[str, Tensor], heads: Mapping[str, int]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with every rotated projection reordered for `rotate`.
+
+    Args:
+        heads: key prefix of a stack of blocks -> its number of attention heads.
+    """
+    rotated = {"qkv": (True, True, False), "kv": (True, False), "q": (True,)}
+    result = dict(state)
+    for key, tensor in state.items():
+        names = key.split(".")
+        count = next((n for prefix, n in heads.items() if key.startswith(prefix)), None)
+        if count is None or len(names) < 2 or names[-2] not in rotated:
+            continue
+        turned = rotated[names[-2]]
+        parts = zip(tensor.chunk(len(turned)), turned, strict=True)
+        result[key] = torch.cat([halves(part, count) if turn else part for part, turn in parts])
+    return result
