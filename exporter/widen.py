@@ -21,9 +21,7 @@ def widen_bfloat16(path: Path) -> Path:
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     graph = model.graph
     narrow = {
-        value.name
-        for value in graph.value_info
-        if value.type.tensor_type.elem_type == bf16
+        value.name for value in graph.value_info if value.type.tensor_type.elem_type == bf16
     } | {tensor.name for tensor in graph.initializer if tensor.data_type == bf16}
     nodes: list[Any] = []
     for tensor in graph.initializer:

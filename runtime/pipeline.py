@@ -45,8 +45,8 @@ class Result:
 class Pipeline:
     """A plan with its graphs loaded, ready to draw.
 
-        pipe = Pipeline.from_plan("engines/mar_b.plan")
-        result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
+    pipe = Pipeline.from_plan("engines/mar_b.plan")
+    result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
     """
 
     def __init__(self, plan: Plan, sessions: Mapping[str, Session]) -> None:
@@ -85,8 +85,7 @@ class Pipeline:
         """
         plan = Plan.open(Path(path))
         sessions = {
-            name: open_session(plan, name, engine, threads=threads)
-            for name in plan.manifest.graphs
+            name: open_session(plan, name, engine, threads=threads) for name in plan.manifest.graphs
         }
         return cls(plan, sessions)
 

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,10 @@ class MaskedReplay:
     def __init__(self, reference: Reference, images: int, guided: bool) -> None:
         self._reference = reference
         self._images, self._guided = images, guided
-        masks = [
-            self._mask(f"mask_before_{index:03d}") for index in range(len(reference.steps))
-        ]
+        masks = [self._mask(f"mask_before_{index:03d}") for index in range(len(reference.steps))]
         masks.append(np.zeros_like(masks[0]))
         self._predicted: list[Ints] = []
-        for index, (before, after) in enumerate(zip(masks, masks[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(masks)):
             now = before & ~after
             counts = now.sum(axis=1)
             if not counts.all() or (counts != counts[0]).any():
@@ -112,7 +111,9 @@ class MaskedReplay:
     def _mask(self, name: str) -> npt.NDArray[np.bool_]:
         mask = self._reference[name]
         if mask.ndim != 2 or mask.dtype != bool or len(mask) < self._images:
-            raise DisaError(f"{self._reference.path}: {name} is not a mask of {self._images} images")
+            raise DisaError(
+                f"{self._reference.path}: {name} is not a mask of {self._images} images"
+            )
         return mask[: self._images]
 
     @property

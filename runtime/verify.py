@@ -98,7 +98,12 @@ def print_replay(path: Path, differences: list[Difference]) -> None:
         click.echo(f"  {name:>9}  {calls:>10}  {entry.relative:>14.2e}")
 
 
-@click.command(cls=DisaCommand, epilog="Example: disa-verify engines/mar_b.plan --reference ref.npz")
+@click.command(
+    cls=DisaCommand,
+    epilog="Examples:\n\n\b\n"
+    "  disa-verify engines/mar_b.plan --reference linear.npz --reference ddim.npz\n"
+    "  disa-verify engines/mar_b.plan --against mar_b.pth --vae kl16.ckpt",
+)
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option(
     "--reference",
@@ -170,4 +175,6 @@ def main(
     else:
         click.echo(f"\n{'passed' if passed else 'FAILED'}: {summary} (tolerance {allowed:.0e})")
     if not passed:
-        raise DisaError(f"{plan} differs from the reference: {summary}, and {allowed:.0e} is allowed")
+        raise DisaError(
+            f"{plan} differs from the reference: {summary}, and {allowed:.0e} is allowed"
+        )

@@ -1,0 +1,91 @@
+"""disa-export: makes a plan from a checkpoint."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..cli import DisaCommand
+from ..errors import DisaError, MissingDependency
+from ..runtime.labels import read_labels
+from ..runtime.options import sampling_options
+from ..runtime.schedule import AnnealedSchedule, parse_steps
+
+STAGES = 10
+
+
+@click.command(
+    cls=DisaCommand,
+    epilog="Examples:\n\n\b\n"
+    "  disa-export mar_b.pth --vae kl16.ckpt --fp16\n"
+    "  disa-export checkpoint-last.pth --config architecture.json -o engines/small.plan",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--vae", type=click.Path(path_type=Path), help="KL autoencoder (kl16.ckpt).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The plan [engines/CHECKPOINT.plan]."
+)
+@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="Compute in fp32.")
+@click.option("--fp16", "precision", flag_value="fp16", help="Multiply matrices in fp16.")
+@click.option("--bf16", "precision", flag_value="bf16", help="Multiply matrices in bf16.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="JSON file with sizes that no tensor tells, such as encoder_num_heads.",
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
+@sampling_options
+@click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
+@click.option("--tolerance", type=float, help="Largest relative error allowed by the comparison.")
+def main(
+    checkpoint: Path,
+    vae: Path | None,
+    output: Path | None,
+    precision: str,
+    config: Path | None,
+    labels: Path | None,
+    no_check: bool,
+    tolerance: float | None,
+    **sampling: Any,
+) -> None:
+    """Export CHECKPOINT (official training file, state dict or safetensors) as a plan.
+
+    The plan holds the ONNX graphs of the model and runs wherever ONNX Runtime does. Every
+    graph is compared with the fp32 model at several batch sizes; sampling options become
+    the plan's defaults.
+    """
+    _check_defaults(sampling)
+    try:
+        from .export import export
+    except ImportError as error:
+        raise MissingDependency(error.name or "torch", "export") from error
+    exported = export(
+        checkpoint,
+        output,
+        vae=vae,
+        precision=precision,
+        config=config,
+        defaults={name: value for name, value in sampling.items() if value is not None},
+        class_names=read_labels(labels) if labels else None,
+        check=not no_check,
+        tolerance=tolerance,
+        report=lambda stage: click.echo(f"  {stage}", err=True),
+    )
+    model = exported.manifest
+    click.echo(f"{model['family']} from {checkpoint} ({exported.layout}), {precision}")
+    worst: dict[str, float] = defaultdict(float)
+    for error in exported.errors:
+        worst[error.graph] = max(worst[error.graph], error.relative)
+    for graph, relative in worst.items():
+        click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
+    size = exported.path.stat().st_size / 1e6
+    click.echo(f"{exported.path} ({size:.1f} MB)")
+
+
+def _check_defaults(sampling: dict[str, Any]) -> None:
+    if sampling["steps"]:
+        AnnealedSchedule(*parse_steps(sampling["steps"]))
+    for option, lowest in (("cfg", 0.0), ("temperature", 0.0)):
+        if sampling[option] is not None and sampling[option] < lowest:
+            raise DisaError(f"--{option} must not be negative")

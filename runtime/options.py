@@ -1,0 +1,46 @@
+"""Sampling options under the same names in every command."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .sampler import SamplerName
+from .schedule import Strategy
+from .settings import GuidanceSchedule
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SAMPLING_OPTIONS = (
+    click.option(
+        "--iterations",
+        type=click.IntRange(1),
+        help="AR iterations of an image, at most its number of tokens.",
+    ),
+    click.option(
+        "--steps",
+        metavar="UPPER:LOWER",
+        help="Denoising steps of the first and of the last AR iteration, such as 50:5.",
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice([strategy.value for strategy in Strategy]),
+        help="How the steps fall from upper to lower; constant takes the lower count throughout, "
+        "fixed the upper one over all timesteps, as without DiSA.",
+    ),
+    click.option("--sampler", type=click.Choice([name.value for name in SamplerName])),
+    click.option("--cfg", type=float, help="Guidance scale; 1 is no guidance."),
+    click.option(
+        "--cfg-schedule",
+        type=click.Choice([schedule.value for schedule in GuidanceSchedule]),
+        help="Whether the guidance scale grows as tokens become known.",
+    ),
+    click.option("--temperature", type=float, help="Scales the noise of each denoising step."),
+)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the sampling options; each is None where it is not given."""
+    for option in reversed(SAMPLING_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,183 @@
+"""disa-run: draws images with a plan."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from ..cli import DisaCommand, progress_bar
+from ..engines.open import ENGINES
+from .labels import find_class, read_labels, spread_classes
+from .noise import PhiloxNoise
+from .options import sampling_options
+from .outputs import GRID, RECORD, Outputs, identify
+from .pipeline import Pipeline
+from .settings import Settings
+from .stats import Stats
+
+DEFAULT_NUM = 16
+MAX_NUM = 1_000_000
+
+
+class BatchSize(click.ParamType):
+    """A positive number, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value is None or value == "auto":
+            return None
+        try:
+            size = int(value)
+        except ValueError:
+            size = 0
+        if size < 1:
+            self.fail(f"{value!r} is neither a positive number nor auto", param, ctx)
+        return size
+
+
+@click.command(
+    cls=DisaCommand,
+    epilog="Examples:\n\n\b\n"
+    "  disa-run engines/mar_b.plan --num 64\n"
+    "  disa-run engines/fashion.plan --class sneaker --class bag --num 8 --seed 3\n"
+    "  disa-run engines/mar_b.plan --class 207 --cfg 2.9 --steps 50:5 -o dogs --npz",
+)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option(
+    "--num",
+    type=click.IntRange(1, MAX_NUM),
+    help=f"Images to draw; by default one for each --class, or {DEFAULT_NUM}.",
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    help="Class by number or by name; may be repeated. By default all classes in turn.",
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True)
+@sampling_options
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="What runs the graphs; auto takes the fastest that is here.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("outputs"),
+    show_default=True,
+    help="Folder for the images; a run that was interrupted goes on there.",
+)
+@click.option("--npz", is_flag=True, help="Also write samples.npz (uint8 NHWC, for FID tools).")
+@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")
+def main(
+    plan: Path,
+    num: int | None,
+    classes: tuple[str, ...],
+    labels: Path | None,
+    seed: int,
+    batch_size: int | None,
+    engine: str,
+    threads: int | None,
+    output: Path,
+    npz: bool,
+    overwrite: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Draw images with PLAN and write them as numbered PNG files with a grid.
+
+    Options that are not given come from the plan. Image i of a seed is the same whatever the
+    batch size. The folder also gets run.json: the options, what ran, and what it cost.
+    """
+    names = read_labels(labels) if labels else None
+    pipe = Pipeline.from_plan(plan, engine, threads=threads)
+    names = names or (list(pipe.class_names) if pipe.class_names else None)
+    settings = pipe.settings(**sampling)
+    wanted = choose_classes(num, classes, pipe.classes, names)
+    outputs = Outputs(output, describe(pipe, settings, seed), wanted.tolist(), overwrite)
+    if not as_json:
+        click.echo(f"{pipe.plan.manifest.name}: {pipe.engine}")
+    stats = draw_missing(pipe, settings, seed, wanted, outputs, batch_size)
+    record = outputs.finish(pipe.engine, stats, names, npz)
+    click.echo(json.dumps(record, indent=1) if as_json else summary(record, stats, output))
+
+
+def choose_classes(
+    num: int | None, given: tuple[str, ...], classes: int, names: list[str] | None
+) -> npt.NDArray[np.int64]:
+    """The class of each image: those given in turn, or all classes spread evenly."""
+    if given:
+        chosen = [find_class(label, classes, names) for label in given]
+        return spread_classes(num or len(chosen), chosen)
+    count = num or DEFAULT_NUM
+    if count >= classes:
+        return spread_classes(count, range(classes))
+    return np.arange(count, dtype=np.int64) * classes // count
+
+
+def describe(pipe: Pipeline, settings: Settings, seed: int) -> dict[str, Any]:
+    """What decides the pictures of a run."""
+    return {
+        "plan": pipe.plan.manifest.name,
+        "plan_sha256": identify(pipe.plan),
+        "seed": seed,
+        "iterations": settings.iterations,
+        "schedule": str(settings.schedule),
+        "sampler": settings.sampler.value,
+        "cfg": settings.guidance_scale,
+        "cfg_schedule": settings.guidance_schedule.value,
+        "temperature": settings.temperature,
+    }
+
+
+def draw_missing(
+    pipe: Pipeline,
+    settings: Settings,
+    seed: int,
+    classes: npt.NDArray[np.int64],
+    outputs: Outputs,
+    batch_size: int | None,
+) -> Stats:
+    """Draw the images that the folder does not hold yet, batch by batch."""
+    missing = outputs.missing()
+    size = batch_size or pipe.auto_batch_size(settings)
+    stats = Stats()
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    total = len(batches) * settings.iterations
+    with progress_bar(total, f"{len(missing)} images", "iteration") as advance:
+        for batch in batches:
+            images, latents = pipe.draw(
+                classes[batch], settings, PhiloxNoise(seed, batch), stats, lambda _: advance(1)
+            )
+            for position, index in enumerate(batch):
+                image = None if images is None else images[position]
+                outputs.add(index, image, latents[position])
+            outputs.checkpoint(pipe.engine, stats)
+    return stats
+
+
+def summary(record: dict[str, Any], stats: Stats, folder: Path) -> str:
+    """What was drawn, what it cost and where it is, for people."""
+    shown = folder / (GRID if (folder / GRID).exists() else RECORD)
+    if not stats.images:
+        return f"all {record['stats']['images']} images were there already: {shown}"
+    seconds = stats.seconds["total"]
+    parts = ", ".join(
+        f"{part} {stats.seconds[part]:.1f} s" for part in ("backbone", "head", "decoder")
+    )
+    return (
+        f"{stats.images} images in {seconds:.1f} s ({stats.images / seconds:.2f} a second), "
+        f"{stats.head_calls} head calls ({parts})\n{shown}"
+    )
