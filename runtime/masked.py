@@ -1,13 +1,14 @@
 """The loop of masked autoregressive generation, which MAR and Harmon share."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engines.session import Array, Session
+from ..errors import DisaError
 from .head import Head, Iteration
-from .mar import prediction_counts
 from .noise import NoiseSource
 from .settings import Settings
 from .stats import Stats
@@ -70,3 +71,24 @@ class MaskedLoop:
             if watch:
                 watch(Iteration(index, table, scale, predicted, condition, sampled))
         return tokens, positions
+
+
+def prediction_counts(tokens: int, iterations: int) -> list[int]:
+    """How many tokens each AR iteration predicts.
+
+    After iteration s of S, floor(L * cos(pi/2 * (s+1)/S)) tokens stay masked (as in MaskGIT,
+    arXiv 2202.04200), at least one and at least one fewer than before; the last iteration
+    predicts all that are left.
+    """
+    if iterations > tokens:
+        raise DisaError(
+            f"{iterations} iterations are more than the {tokens} tokens of an image: "
+            f"give at most {tokens}"
+        )
+    counts, masked = [], tokens
+    for iteration in range(iterations - 1):
+        wanted = math.floor(tokens * math.cos(math.pi / 2 * (iteration + 1) / iterations))
+        left = max(1, min(masked - 1, wanted))
+        counts.append(masked - left)
+        masked = left
+    return [*counts, masked]
