@@ -1,33 +1,92 @@
 """Runs a plan's graphs with ONNX Runtime, on the CPU, on NVIDIA GPUs or through OpenVINO."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from ..errors import DisaError, MissingDependency
+from .cpu import physical_cores
 from .onnx_file import Extent, relocate
 from .plan import Plan
-from .session import DTYPES, Array, TensorSpec, iterate_by_run
+from .providers import PROVIDERS, Provider, check_provider
+from .runner import DeviceRunner, HostRunner, Runner
+from .session import Array, check_inputs, check_loop
+
+_FATAL = 4
+_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 class OnnxRuntimeSession:
-    """A graph of a plan on the CPU. Weights are used where they lie in the plan."""
+    """A graph of a plan. Its weights are mapped from where they lie in the plan."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    description: str
+    def __init__(
+        self,
+        plan: Plan,
+        graph: str,
+        engine: str = "cpu",
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+        prepack: bool = True,
+    ) -> None:
+        """Load a graph.
 
-    def __init__(self, plan: Plan, graph: str, threads: int | None = None) -> None:
+        engine: "cpu", "cuda" or "openvino". threads: how many the host computes with, all
+        physical cores if None. precision: see `providers`. prepack: lay weights out for the
+        matrix kernels while loading; without it loading takes no time and no memory beyond the
+        file's cache, and runs on few rows take two to three times as long.
+        Raises DisaError if the graph cannot be run so.
+        """
         info = plan.graph(graph)
         self.inputs, self.outputs = info.inputs, info.outputs
-        runtime = _import()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
+        self._where = f"the graph {graph} of {plan.path}"
+        self._precision = plan.manifest.precision
+        self._runtime = _import()
+        threads = threads or physical_cores()
+        options = _options(self._runtime, threads, prepack)
+        provider = PROVIDERS[engine].prepare(self._runtime, options, threads, precision)
+        self._session = self._load(plan, graph, options, provider)
+        self._check_interface()
+        self._runner: Runner = (
+            DeviceRunner(self._session, self.outputs, provider.device)
+            if provider.device
+            else HostRunner(self._session, self.outputs)
+        )
+        self.description = (
+            f"ONNX Runtime {self._runtime.__version__} {provider.name} "
+            f"{provider.precision or self._precision}"
+            f"{check_provider(provider, self._session)}"
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Session.run`."""
+        check_inputs(self.inputs, inputs)
+        with self._failures():
+            return self._runner.run(inputs)
+
+    def iterate(
+        self,
+        carry: Mapping[str, str],
+        constants: Mapping[str, Array],
+        per_step: Mapping[str, Array],
+        state: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        """See `Session.iterate`."""
+        steps = check_loop(self, carry, constants, per_step, state)
+        if not steps:
+            return {output: state[taken] for output, taken in carry.items()}
+        with self._failures():
+            return self._runner.iterate(steps, carry, constants, per_step, state)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """See `Session.empty`."""
+        return self._runner.empty(shape, dtype)
+
+    def _load(self, plan: Plan, graph: str, options: Any, provider: Provider) -> Any:
+        info = plan.graph(graph)
         path = os.path.realpath(plan.path)
         folder, file_name = os.path.split(path)
         options.add_session_config_entry(
@@ -38,43 +97,80 @@ class OnnxRuntimeSession:
             for member in info.data
         }
         model = relocate(plan.read(info.onnx), locations, file_name)
-        self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.description = (
-            f"ONNX Runtime {runtime.__version__} CPUExecutionProvider {plan.manifest.precision}"
-        )
-        self._names = [spec.name for spec in self.outputs]
+        plan.check_unchanged()
+        try:
+            with self._failures():
+                session = self._runtime.InferenceSession(
+                    model, options, enable_fallback=0, **provider.arguments
+                )
+        finally:
+            plan.check_unchanged()
+        return session
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self._session.run(self._names, self._checked(inputs))
-        return dict(zip(self._names, outputs, strict=True))
+    def _check_interface(self) -> None:
+        """The graph must be what the manifest says, which all checks of inputs rely on."""
+        for specs, nodes in (
+            (self.inputs, self._session.get_inputs()),
+            (self.outputs, self._session.get_outputs()),
+        ):
+            said = {spec.name: (_TYPES[spec.dtype], len(spec.shape)) for spec in specs}
+            found = {node.name: (node.type, len(node.shape)) for node in nodes}
+            if said != found:
+                raise DisaError(
+                    f"{self._where} does not have the inputs and outputs that the manifest "
+                    "says: export the checkpoint again"
+                )
 
-    def iterate(
-        self,
-        carry: Mapping[str, str],
-        constants: Mapping[str, Array],
-        per_step: Mapping[str, Array],
-        state: Mapping[str, Array],
-    ) -> dict[str, Array]:
-        return iterate_by_run(self, carry, constants, per_step, state)
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return np.empty(shape, dtype)
-
-    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
-        if inputs.keys() != {spec.name for spec in self.inputs}:
-            raise DisaError(
-                f"the graph takes {', '.join(map(str, self.inputs))} and was given "
-                f"{', '.join(inputs)}"
-            )
-        return {
-            spec.name: np.ascontiguousarray(inputs[spec.name], DTYPES[spec.dtype])
-            for spec in self.inputs
-        }
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into a DisaError."""
+        try:
+            yield
+        except _exceptions(self._runtime) as error:
+            raise DisaError(f"{self._where}: {_explain(str(error), self._precision)}") from error
 
 
-def _import() -> Any:
+def provider_runs(engine: str) -> bool:
+    """Whether "cpu", "cuda" or "openvino" can be used on this machine as it is."""
+    return PROVIDERS[engine].runs(_import())
+
+
+def _import() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependency("onnxruntime", "cpu") from error
     return onnxruntime
+
+
+def _options(runtime: ModuleType, threads: int, prepack: bool) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    entries = {
+        # Idle threads of one graph's session must not take the cores from the next graph's.
+        "session.intra_op.spin_duration_us": "100",
+        "session.record_ep_graph_assignment_info": "1",
+        "session.disable_prepacking": str(int(not prepack)),
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _exceptions(runtime: ModuleType) -> tuple[type[BaseException], ...]:
+    state = runtime.capi.onnxruntime_pybind11_state
+    own = [x for x in vars(state).values() if isinstance(x, type) and issubclass(x, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _explain(message: str, precision: str) -> str:
+    if "NOT_IMPLEMENTED" in message and precision == "bf16":
+        return (
+            "ONNX Runtime cannot compute it in bf16 on this engine: use --engine openvino or "
+            "cuda, or export with --fp32"
+        )
+    if any(sign in message for sign in ("allocate memory", "out of memory", "ALLOC_FAILED")):
+        return "not enough memory: use a smaller --batch-size"
+    lines = message.strip().splitlines() or ["no reason given"]
+    return f"ONNX Runtime failed: {lines[0][:500]}"

@@ -4,6 +4,7 @@ A plan is a zip file (see `archive`) whose first member is `manifest.json`. Weig
 where they lie in the file; nothing is ever unpacked.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -39,10 +40,18 @@ _NO_HASH = "0" * 64
 class Plan:
     """An open plan. Its members are views of the mapped file, valid while the plan is open."""
 
-    def __init__(self, path: Path, manifest: Manifest, entries: list[Entry], mapped: mmap.mmap):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        entries: list[Entry],
+        mapped: mmap.mmap,
+        identity: tuple[int, ...],
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.size = len(mapped)
+        self._identity = identity
         self._entries = {entry.name: entry for entry in entries}
         self._map = mapped
 
@@ -56,14 +65,16 @@ class Plan:
         path = Path(path)
         descriptor = _open_regular(path)
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            size = status.st_size
 
             def read(offset: int, count: int) -> bytes:
                 return _read_exactly(descriptor, offset, count)
 
             entries = read_directory(read, size)
             manifest = _read_manifest(read, entries)
-            return cls(path, manifest, entries, mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+            mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+            return cls(path, manifest, entries, mapped, _identity(status))
         except (ArchiveError, ManifestError) as error:
             raise DisaError(
                 f"{path} is not a plan or is damaged: {error}; export the checkpoint again "
@@ -93,6 +104,18 @@ class Plan:
         """Where in the file the data of a member begins."""
         return self._entry(member).offset
 
+    def check_unchanged(self) -> None:
+        """Raise DisaError unless `path` is still the file that was opened.
+
+        For those who read the file again by its name.
+        """
+        try:
+            identity = _identity(os.stat(self.path))
+        except OSError:
+            identity = ()
+        if identity != self._identity:
+            raise DisaError(f"{self.path} was replaced or changed while it was in use: try again")
+
     def check(self, progress: Callable[[int], object] = lambda count: None) -> None:
         """Compare every member with its checksum; DisaError names the first that differs.
 
@@ -114,11 +137,9 @@ class Plan:
     def close(self) -> None:
         """Unmap the file, once no view of it is used any more."""
         self._entries = {}
-        try:
+        # While views are in use the mapping stays, and goes with the last of them.
+        with contextlib.suppress(BufferError):
             self._map.close()
-        except BufferError:
-            # Views are still in use: the mapping goes with the last of them.
-            pass
 
     def __enter__(self) -> "Plan":
         return self
@@ -149,6 +170,10 @@ def _open_regular(path: Path) -> int:
         os.close(descriptor)
         raise DisaError(f"{path} is not a plan: it is not a regular file")
     return descriptor
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _read_exactly(descriptor: int, offset: int, count: int) -> bytes:
@@ -320,7 +345,7 @@ def _open_partial(path: Path, partial: Path) -> BinaryIO:
         raise DisaError(f"{path} is a folder: give the name of a file for the plan")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        file = open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             renamed = os.fstat(file.fileno()).st_ino != os.stat(partial).st_ino

@@ -1,6 +1,6 @@
 """What every backend offers: a graph that runs by names, once or as a loop."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,9 +31,9 @@ class TensorSpec:
 class Session(Protocol):
     """A loaded graph.
 
-    Arrays that come out may live on a device. They offer `shape`, `dtype`, `np.asarray(a)`,
-    `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view) and to set;
-    a loop that keeps to these runs on any backend.
+    Arrays that come out may live on a device. They offer `shape`, `dtype`, `len(a)`,
+    `np.asarray(a)`, `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view)
+    and to set; a loop that keeps to these runs on any backend. Host arrays are taken everywhere.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -63,7 +63,7 @@ class Session(Protocol):
         """
         ...
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """An uninitialised array where this session's outputs live."""
         ...
 
@@ -76,7 +76,7 @@ def iterate_by_run(
     state: Mapping[str, Array],
 ) -> dict[str, Array]:
     """`Session.iterate` by way of `Session.run`, for backends without a better one."""
-    steps = step_count(carry, per_step, state)
+    steps = check_loop(session, carry, constants, per_step, state)
     outputs = {output: state[taken] for output, taken in carry.items()}
     for step in range(steps):
         carried = {taken: outputs[output] for output, taken in carry.items()}
@@ -85,30 +85,65 @@ def iterate_by_run(
     return outputs
 
 
-def step_count(
-    carry: Mapping[str, str], per_step: Mapping[str, Array], state: Mapping[str, Array]
+def check_inputs(specs: Iterable[TensorSpec], inputs: Mapping[str, Array]) -> None:
+    """Raise DisaError unless `inputs` has the names, types and shapes of `specs`."""
+    _check(specs, {name: (values.dtype, values.shape) for name, values in inputs.items()})
+
+
+def check_loop(
+    session: Session,
+    carry: Mapping[str, str],
+    constants: Mapping[str, Array],
+    per_step: Mapping[str, Array],
+    state: Mapping[str, Array],
 ) -> int:
-    """The number of steps that `Session.iterate` is asked for.
-
-    Raises DisaError if `per_step` does not say, or if `carry` and `state` differ.
-    """
-    lengths = {len(values) for values in per_step.values()}
-    if len(lengths) != 1:
+    """The number of steps that `Session.iterate` is asked for; DisaError if it cannot be done."""
+    steps = {len(values) for values in per_step.values()}
+    if len(steps) != 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in per_step.items())
         raise DisaError(
-            "a loop over a graph needs inputs that change at every step, all for the same number "
-            f"of steps, and was given {_lengths(per_step)}"
+            "a loop needs inputs that change at every step, all for the same number of steps, "
+            f"and was given {lengths or 'none'}"
         )
-    if set(carry.values()) != set(state):
+    unknown = carry.keys() - {spec.name for spec in session.outputs}
+    if unknown or set(carry.values()) != set(state):
         raise DisaError(
-            f"a loop over a graph carries {_names(carry.values())} from step to step, and was "
-            f"given a start for {_names(state)}"
+            f"a loop cannot carry {_join(carry)} to {_join(carry.values())} beginning with "
+            f"{_join(state)}: the graph's outputs are {_join(s.name for s in session.outputs)}"
         )
-    return int(lengths.pop())
+    names = [*constants, *per_step, *state]
+    if len(set(names)) != len(names):
+        raise DisaError(f"a loop was given an input twice among {_join(names)}")
+    given = {name: (values.dtype, values.shape) for name, values in {**constants, **state}.items()}
+    given |= {name: (values.dtype, values.shape[1:]) for name, values in per_step.items()}
+    _check(session.inputs, given)
+    return steps.pop()
 
 
-def _lengths(per_step: Mapping[str, Array]) -> str:
-    return ", ".join(f"{name}: {len(values)}" for name, values in per_step.items()) or "none"
+def _check(
+    specs: Iterable[TensorSpec], given: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+) -> None:
+    sizes: dict[str, int] = {}
+    left = set(given)
+    for spec in specs:
+        if spec.name not in given:
+            raise DisaError(f"the graph's input {spec} is missing: given were {_join(given)}")
+        left.remove(spec.name)
+        dtype, shape = given[spec.name]
+        if dtype != spec.dtype:
+            raise DisaError(f"the graph's input {spec} was given an array of type {dtype}")
+        if len(shape) != len(spec.shape):
+            raise DisaError(f"the graph's input {spec} was given an array of shape {shape}")
+        for dimension, size in zip(spec.shape, shape, strict=True):
+            wanted = dimension if isinstance(dimension, int) else sizes.setdefault(dimension, size)
+            if size != wanted:
+                where = "" if dimension == wanted else f", where {dimension} is {wanted}"
+                raise DisaError(
+                    f"the graph's input {spec} was given an array of shape {shape}{where}"
+                )
+    if left:
+        raise DisaError(f"the graph has no input named {_join(left)}")
 
 
-def _names(names: Any) -> str:
+def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
