@@ -25,7 +25,7 @@ def open_session(
     precision: "fp32" keeps an engine that would compute in less (OpenVINO) to fp32; None leaves
     the choice to the engine. Raises DisaError if that engine cannot run the graph here.
     """
-    engine = choose_engine(plan, engine)
+    engine = choose_engine(plan, engine, precision)
     if engine in ("tensorrt", "tensorrt-rtx"):
         from .tensorrt.open import open_engine
 
@@ -33,29 +33,23 @@ def open_session(
     return OnnxRuntimeSession(plan, graph, engine, threads=threads, precision=precision)
 
 
-def choose_engine(plan: Plan, engine: str = "auto") -> str:
+def choose_engine(plan: Plan, engine: str = "auto", precision: str | None = None) -> str:
     """What "auto" and "onnxruntime" mean for this plan on this machine; others stay.
 
-    All graphs of a plan run on one engine, so that arrays need not change between them.
+    All graphs of a plan run on one engine, so that arrays need not move between them. OpenVINO
+    is chosen for its bf16 only, thus not where `precision` asks for "fp32".
     """
     if engine not in ENGINES:
         raise DisaError(f"there is no engine {engine}: choose one of {', '.join(ENGINES)}")
-    if engine == "auto":
-        return _tensorrt(plan) or _onnxruntime()
-    return _onnxruntime() if engine == "onnxruntime" else engine
+    if engine not in ("auto", "onnxruntime"):
+        return engine
+    if engine == "auto" and plan.manifest.engines:
+        from .tensorrt.open import usable_backend
 
-
-def _tensorrt(plan: Plan) -> str | None:
-    if not plan.manifest.engines:
-        return None
-    from .tensorrt.open import usable_backend
-
-    return usable_backend(plan)
-
-
-def _onnxruntime() -> str:
+        if backend := usable_backend(plan):
+            return backend
     if provider_runs("cuda"):
         return "cuda"
-    if fast_bfloat16() and provider_runs("openvino"):
+    if precision != "fp32" and fast_bfloat16() and provider_runs("openvino"):
         return "openvino"
     return "cpu"

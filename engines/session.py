@@ -54,7 +54,7 @@ class Session(Protocol):
     ) -> dict[str, Array]:
         """Run the graph once for each leading index of the arrays in `per_step`.
 
-        carry: output name -> the input that takes it in the next step.
+        carry: output name -> the input, of the same shape, that takes it in the next step.
         constants: inputs that stay the same. per_step: inputs with a leading step axis.
         state: the carried inputs of the first step, by input name; left unchanged.
 
@@ -105,11 +105,16 @@ def check_loop(
             "a loop needs inputs that change at every step, all for the same number of steps, "
             f"and was given {lengths or 'none'}"
         )
-    unknown = carry.keys() - {spec.name for spec in session.outputs}
-    if unknown or set(carry.values()) != set(state):
+    outputs = {spec.name: spec.shape for spec in session.outputs}
+    inputs = {spec.name: spec.shape for spec in session.inputs}
+    fitting = all(
+        output in outputs and outputs[output] == inputs.get(taken)
+        for output, taken in carry.items()
+    )
+    if not fitting or set(carry.values()) != set(state):
         raise DisaError(
             f"a loop cannot carry {_join(carry)} to {_join(carry.values())} beginning with "
-            f"{_join(state)}: the graph's outputs are {_join(s.name for s in session.outputs)}"
+            f"{_join(state)}: the graph has the outputs {', '.join(map(str, session.outputs))}"
         )
     names = [*constants, *per_step, *state]
     if len(set(names)) != len(names):
