@@ -96,6 +96,8 @@ class OnnxRuntimeSession:
             PurePosixPath(member).name: Extent(plan.offset(member), len(plan.read(member)))
             for member in info.data
         }
+        # Weights are checked on demand only: reading them all would take as long as loading.
+        plan.check_member(info.onnx)
         model = relocate(plan.read(info.onnx), locations, file_name)
         plan.check_unchanged()
         try:

@@ -1,0 +1,226 @@
+"""Writes plan files, whole or not at all."""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import DisaError
+from .archive import ArchiveError, ArchiveWriter, safe_name
+from .checked_json import JSONError
+from .manifest import FORMAT_VERSION, MANIFEST, EngineInfo, GraphInfo, dump_manifest
+from .session import TensorSpec
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+Source = bytes | memoryview | Path
+_CHUNK = 1 << 22
+_NO_HASH = "0" * 64
+
+
+class PlanWriter:
+    """Writes a plan, whole or not at all.
+
+        with PlanWriter("mar_b.plan", {"family": "mar", ...}) as writer:
+            writer.add_graph("head", onnx=Path("head.onnx"), data=[Path("head.data")], ...)
+
+    Entering checks that the plan can be written there. Leaving writes it to a file beside its
+    place and renames that; leaving by an exception writes nothing. Files are copied and hashed
+    in one pass and never held in memory. `content` is the manifest without its members, graphs
+    and engines, and may be changed until the end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], content: Mapping[str, Any] | None = None):
+        self.path = Path(path)
+        self.content: dict[str, Any] = dict(content or {})
+        self._target = Path(os.path.realpath(self.path))
+        # The name is fixed, so that what a killed writer left is used again by the next one.
+        self._partial = self._target.with_name(f".{self._target.name}.partial")
+        self._sources: dict[str, Source] = {}
+        self._hashes: dict[str, str] = {}
+        self._graphs: dict[str, GraphInfo] = {}
+        self._engines: list[EngineInfo] = []
+        self._file: BinaryIO | None = None
+
+    @classmethod
+    def extend(cls, plan: "Plan", path: str | os.PathLike[str] | None = None) -> "PlanWriter":
+        """A writer that begins with all that `plan` holds, to be written to `path` or over it.
+
+        The plan must stay open until the writer is done.
+        """
+        kept = {
+            key: value
+            for key, value in plan.manifest.raw.items()
+            if key not in ("format", "graphs", "engines", "members")
+        }
+        writer = cls(path or plan.path, kept)
+        writer._graphs.update(plan.manifest.graphs)
+        writer._engines.extend(plan.manifest.engines)
+        for name, member in plan.manifest.members.items():
+            writer.add(name, plan.read(name))
+            writer._hashes[name] = member.sha256
+        return writer
+
+    def add(self, member: str, source: Source) -> None:
+        """Add a member: bytes, or a file that must not change until the plan is written."""
+        if not safe_name(member) or member == MANIFEST:
+            raise DisaError(f"a plan cannot have a member named {member!r}")
+        if member in self._sources:
+            raise DisaError(f"the plan already has a member named {member}")
+        self._sources[member] = source
+
+    def add_graph(
+        self,
+        name: str,
+        onnx: Source,
+        data: Sequence[Path],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        """Add an ONNX graph and the files, if any, that it names as its external data.
+
+        Graphs may share a file.
+        """
+        member = f"graphs/{name}.onnx"
+        members = tuple(f"graphs/{file.name}" for file in data)
+        self.add(member, onnx)
+        for part, file in zip(members, data, strict=True):
+            if self._sources.get(part) != file:
+                self.add(part, file)
+        self._graphs[name] = GraphInfo(name, member, members, tuple(inputs), tuple(outputs))
+
+    def add_engine(self, engine: EngineInfo, source: Source) -> None:
+        """Add a compiled engine, whose bytes become the member `engine.member`."""
+        self.add(engine.member, source)
+        self._engines.append(engine)
+
+    def remove_engine(self, engine: EngineInfo) -> None:
+        """Leave out an engine of the plan that is extended."""
+        self._engines.remove(engine)
+        del self._sources[engine.member]
+        self._hashes.pop(engine.member, None)
+
+    def __enter__(self) -> "PlanWriter":
+        self._file = _open_partial(self.path, self._partial)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._file is not None, "a PlanWriter is used in a with statement"
+        partial = self._partial
+        try:
+            with self._file as file:
+                if error is not None:
+                    partial.unlink(missing_ok=True)
+                    return
+                self._write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(partial, self._target)
+            _sync_folder(self._target.parent)
+        except BaseException as failure:
+            partial.unlink(missing_ok=True)
+            if isinstance(failure, OSError):
+                raise DisaError(_why_not_written(self.path, failure)) from failure
+            if isinstance(failure, ArchiveError | JSONError):
+                raise DisaError(f"{self.path} cannot be written: {failure}") from failure
+            raise
+
+    def _write(self, file: BinaryIO) -> None:
+        sizes = {name: _source_size(source) for name, source in self._sources.items()}
+        hashes = dict.fromkeys(self._sources, _NO_HASH)
+        # A checksum is as long whatever it is: the manifest keeps its place at the front and
+        # gets the real ones after every member was read, once.
+        blank = self._manifest(sizes, hashes)
+        archive = ArchiveWriter(file)
+        archive.add(MANIFEST, len(blank), [blank])
+        for name, source in self._sources.items():
+            digest = hashlib.sha256()
+            archive.add(name, sizes[name], _hashed(source, digest.update))
+            hashes[name] = digest.hexdigest()
+            if self._hashes.get(name, hashes[name]) != hashes[name]:
+                raise ArchiveError(f"the checksum of {name} does not match: the plan is damaged")
+        archive.replace(MANIFEST, self._manifest(sizes, hashes))
+        archive.finish()
+
+    def _manifest(self, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> bytes:
+        return dump_manifest(
+            {
+                "format": FORMAT_VERSION,
+                **self.content,
+                "graphs": {name: graph.to_json() for name, graph in self._graphs.items()},
+                "engines": [engine.to_json() for engine in self._engines],
+                "members": {n: {"size": sizes[n], "sha256": hashes[n]} for n in self._sources},
+            }
+        )
+
+
+def _open_partial(path: Path, partial: Path) -> BinaryIO:
+    """The locked and empty file that will become the plan at `path`."""
+    if path.is_dir():
+        raise DisaError(f"{path} is a folder: give the name of a file for the plan")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            renamed = os.fstat(file.fileno()).st_ino != os.stat(partial).st_ino
+        except OSError:
+            file.close()
+            raise
+    except (BlockingIOError, FileNotFoundError):
+        raise DisaError(f"{path} is being written by another process: wait for it") from None
+    except OSError as error:
+        raise DisaError(_why_not_written(path, error)) from error
+    if renamed:
+        file.close()
+        raise DisaError(f"{path} is being written by another process: wait for it")
+    file.truncate(0)
+    return file
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"there is no space left for {path}: free some, or choose another place with -o"
+    reason = error.strerror or str(error)
+    about = f" ({error.filename})" if error.filename else ""
+    return f"{path} cannot be written: {reason}{about}"
+
+
+def _source_size(source: Source) -> int:
+    return source.stat().st_size if isinstance(source, Path) else len(source)
+
+
+def _hashed(source: Source, update: Callable[[memoryview], object]) -> Iterator[memoryview]:
+    for chunk in _chunks(source):
+        update(chunk)
+        yield chunk
+
+
+def _chunks(source: Source) -> Iterator[memoryview]:
+    if isinstance(source, Path):
+        buffer = bytearray(_CHUNK)
+        with open(source, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield memoryview(buffer)[:count]
+    else:
+        view = memoryview(source)
+        for start in range(0, len(view), _CHUNK):
+            yield view[start : start + _CHUNK]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
