@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Scalar = bool | int | float | str | None
+Option = Scalar | list[Scalar]
 
 # In order of preference: evaluation uses the averaged weights.
 WEIGHT_KEYS = ("model_ema", "model", "state_dict")
@@ -67,7 +69,7 @@ class Checkpoint:
     path: Path
     layout: str
     state: dict[str, Tensor]
-    args: dict[str, Scalar] = field(default_factory=dict)
+    args: dict[str, Option] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
 
     def sha256(self) -> str:
@@ -84,7 +86,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Open a checkpoint without running anything it contains.
 
     Accepts what `torch.save` writes (a training checkpoint, whose `model_ema` is chosen, or
@@ -100,7 +102,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
-def load_config(path: Path | str) -> dict[str, Any]:
+def load_config(path: str | PathLike[str]) -> dict[str, Any]:
     """The sizes in a JSON file for `--config`.
 
     Raises:
@@ -238,18 +240,20 @@ def _plain(key: str, tensor: Tensor, path: Path) -> Tensor:
     return tensor.clone() if misaligned else tensor
 
 
-def _options(document: Any) -> dict[str, Scalar]:
+def _options(document: Any) -> dict[str, Option]:
     """The training options that are plain values."""
     args = document.get("args")
     if isinstance(args, Namespace):
         args = vars(args)
     if not isinstance(args, Mapping):
         return {}
-    return {
-        key: value
-        for key, value in args.items()
-        if isinstance(key, str) and (value is None or type(value) in (bool, int, float, str))
-    }
+    return {key: value for key, value in args.items() if isinstance(key, str) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) and not isinstance(item, list) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _refuse_constant(name: str) -> float:

@@ -6,6 +6,7 @@ Only the decoder is built; the encoder's tensors in a file are ignored.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -247,7 +248,7 @@ def build(
 
 
 def open_vae(
-    path: Path | str,
+    path: str | PathLike[str],
     *,
     latent_channels: int,
     stride: int,
@@ -259,6 +260,7 @@ def open_vae(
     Raises:
         DisaError: not a VAE, or one that does not fit the model.
     """
+    path = Path(path)
     state = open_checkpoint(path).state
     config = configure(state, path)
     if config.latent_channels != latent_channels:

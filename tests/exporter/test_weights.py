@@ -32,7 +32,7 @@ def test_a_module_on_the_meta_device_copies_nothing() -> None:
     with torch.device("meta"):
         module = model()
     load_strict(module, weights, where="x.pth")
-    assert module[0].weight.data_ptr() == weights["0.weight"].data_ptr()
+    assert module.get_parameter("0.weight").data_ptr() == weights["0.weight"].data_ptr()
 
 
 def test_unused_tensors_are_reported() -> None:
