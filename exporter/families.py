@@ -11,7 +11,7 @@ from ..errors import DisaError
 from .graph import Graph
 from .vae import KLDecoder
 
-MODULES = ("mar", "harmon")
+MODULES = ("mar", "harmon", "flowar", "xar")
 
 
 class Family(Protocol):

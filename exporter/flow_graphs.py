@@ -54,13 +54,13 @@ def base_manifest(
     }
 
 
-def cache_shapes(config: StackConfig, past: str) -> dict[str, Shape]:
-    """Shapes of the keys and values that each stack of blocks keeps."""
+def cache_shapes(config: StackConfig, past: str, prefix: str = "") -> dict[str, Shape]:
+    """Shapes of the keys and values that each stack of blocks keeps, under PREFIXstack_cache."""
     shapes: dict[str, Shape] = {}
     for stack in ("encoder", "decoder"):
         heads, depth = getattr(config, f"{stack}_num_heads"), getattr(config, f"{stack}_depth")
         rest = (heads, past, config.width // heads)
-        shapes[f"{stack}_cache"] = (depth, 2, "guidance", "batch", *rest)
+        shapes[f"{prefix}{stack}_cache"] = (depth, 2, "guidance", "batch", *rest)
     return shapes
 
 

@@ -119,13 +119,19 @@ class FlowHead(nn.Module):
         )
         self.final_layer = FinalLayer(width, channels)
 
-    def keys_values(self, z: Tensor, rotary: Tensor) -> Tensor:
-        """What the blocks attend to; it does not change while a scale is denoised.
 
-        `z` [rows, tokens, condition_width] -> [depth, 2, rows, heads, tokens, d].
-        """
-        kept = [block.crossattn.keys_values(block.norm2_2(z), rotary) for block in self.res_blocks]
-        return torch.stack(kept).float()
+class ConditionKeys(nn.Module):
+    """What the blocks attend to; it does not change while a scale is denoised."""
+
+    def __init__(self, head: FlowHead) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(block.norm2_2 for block in head.res_blocks)
+        self.attentions = nn.ModuleList(block.crossattn for block in head.res_blocks)
+
+    def forward(self, z: Tensor, rotary: Tensor) -> Tensor:
+        """`z` [rows, tokens, condition_width] -> [depth, 2, rows, heads, tokens, d]."""
+        pairs = zip(self.norms, self.attentions, strict=True)
+        return torch.stack([attn.keys_values(norm(z), rotary) for norm, attn in pairs]).float()
 
 
 class TimestepTables(nn.Module):

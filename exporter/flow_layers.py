@@ -3,9 +3,7 @@
 Residual stream, norms and softmax are fp32; matrix products run in the dtype of the weights.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from .layers import Linear, TimestepEmbedding, attention
 from .vae import KLDecoder
-
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 RMS_NORM_EPS = 1e-6
 GRID = 16
@@ -218,19 +214,6 @@ def run_cached(
             x, key, value = block(x, modulations[index], rotary, past[index])
         extended.append(torch.stack([key, value]))
     return x, torch.stack(extended).unflatten(2, (guidance, batch)).float()
-
-
-def separate(module: ModuleT) -> ModuleT:
-    """A copy of a module that shares the weights' memory but can change its own precision.
-
-    Graphs of one model share layers; without this, lowering the precision of one graph
-    would lower that of the next.
-    """
-    tensors = [*module.parameters(), *module.buffers()]
-    own = {id(tensor): tensor.detach() for tensor in tensors}
-    for parameter in module.parameters():
-        own[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    return copy.deepcopy(module, own)
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .flow_config import is_derived
 from .flow_graphs import base_manifest, cache_shapes, classes, decoder_graph, normal
-from .flow_head import CrossHeadStep, FlowHead, HeadStep, TimestepTables
+from .flow_head import ConditionKeys, CrossHeadStep, FlowHead, HeadStep, TimestepTables
 from .flow_layers import (
     GRID,
     Block,
@@ -22,7 +22,6 @@ from .flow_layers import (
     rearrange_rotary,
     rotary_table,
     run_cached,
-    separate,
 )
 from .flowar_config import (
     FAMILY,
@@ -99,7 +98,8 @@ class Backbone(nn.Module):
         self.z_proj, self.z_proj_ln = model.z_proj, model.z_proj_ln
         self.encoder_blocks, self.encoder_norm = model.encoder_blocks, model.encoder_norm
         self.decoder_embed, self.decoder_norm = model.decoder_embed, model.decoder_norm
-        self.decoder_blocks, self.head = model.decoder_blocks, model.flownet
+        self.decoder_blocks, self.cond_embed = model.decoder_blocks, model.flownet.cond_embed
+        self.crossed = ConditionKeys(model.flownet) if config.cross else None
         for name in ("encoder", "decoder", "diffusion"):
             table = getattr(model, f"{name}_pos_embed_learned").detach()[0]
             self.register_buffer(f"{name}_position", table)
@@ -149,10 +149,10 @@ class Backbone(nn.Module):
             self.decoder_blocks, x, modulations[depth:], rotary, decoder_cache
         )
         z = self.decoder_norm(x) + self.diffusion_position[positions]
-        condition = self.head.cond_embed(z).unflatten(0, (guidance, batch))
-        if not self.head.cross:
+        condition = self.cond_embed(z).unflatten(0, (guidance, batch))
+        if self.crossed is None:
             return condition, encoder_cache, decoder_cache
-        kept = self.head.keys_values(z, self.head_rotary[:, positions])
+        kept = self.crossed(z, self.head_rotary[:, positions])
         kept = kept.unflatten(2, (guidance, batch)).permute(2, 0, 1, 3, 4, 5, 6)
         return condition, kept, encoder_cache, decoder_cache
 
@@ -204,9 +204,9 @@ def graphs(model: FlowAR, vae: KLDecoder | None = None) -> list[Graph]:
     """The graphs of a plan, in fp32: modulation, backbone, timestep, head and decoder."""
     config = model.config
     return [
-        _modulation_graph(separate(ClassModulation(model)), config),
-        _backbone_graph(separate(Backbone(model)), config),
-        _timestep_graph(separate(TimestepTables(model.flownet)), config),
+        _modulation_graph(ClassModulation(model), config),
+        _backbone_graph(Backbone(model), config),
+        _timestep_graph(TimestepTables(model.flownet), config),
         _head_graph(model.flownet, config),
         decoder_graph(LatentDecoder(1, vae), config.vae_embed_dim),
     ]
@@ -259,7 +259,7 @@ def _backbone_graph(module: Backbone, config: Config) -> Graph:
     outputs: dict[str, Shape] = {
         "condition": ("guidance", "batch", "tokens", config.diffloss_w),
         "keys_values": _keys_values(config),
-        **cache_shapes(config, "past_and_present"),
+        **cache_shapes(config, "past_and_present", "next_"),
     }
     if not config.cross:
         del outputs["keys_values"]
@@ -332,7 +332,7 @@ def _head_graph(head: FlowHead, config: Config) -> Graph:
     step = CrossHeadStep if config.cross else HeadStep
     return Graph(
         name="head",
-        module=separate(step(head, scale_rotary(HEAD_DIM))),
+        module=step(head, scale_rotary(HEAD_DIM)),
         inputs=inputs,
         outputs={"next_x": ("tokens", "batch", config.vae_embed_dim)},
         example=example,

@@ -21,7 +21,6 @@ from .flow_layers import (
     rearrange_rotary,
     rotary_table,
     run_cached,
-    separate,
 )
 from .graph import Arrays, Graph, Shape
 from .layers import Linear, TimestepEmbedding
@@ -230,9 +229,9 @@ def graphs(model: XAR, vae: KLDecoder | None = None) -> list[Graph]:
     """The graphs of a plan, in fp32: timestep, prefill, head and decoder."""
     config = model.config
     return [
-        _timestep_graph(separate(TimestepModulation(model)), config),
-        _prefill_graph(separate(Prefill(model)), config),
-        _head_graph(separate(Denoise(model)), config),
+        _timestep_graph(TimestepModulation(model), config),
+        _prefill_graph(Prefill(model), config),
+        _head_graph(Denoise(model), config),
         decoder_graph(LatentDecoder(QUADRANTS, vae), config.vae_embed_dim),
     ]
 
@@ -284,7 +283,7 @@ def _prefill_graph(module: Prefill, config: Config) -> Graph:
         name="prefill",
         module=module,
         inputs=inputs,
-        outputs=cache_shapes(config, "past_and_present"),
+        outputs=cache_shapes(config, "past_and_present", "next_"),
         example=example,
         sizes={"guidance": 2, "batch": 3, "past": 5},
         checks=CACHE_CHECKS,

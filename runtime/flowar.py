@@ -72,7 +72,7 @@ class FlowARLoop:
                         **caches,
                     }
                 )
-            caches = {name: outputs.pop(name) for name in caches}
+            caches = {name: outputs.pop(f"next_{name}") for name in caches}
             with stats.timed("head"):
                 sampled = self._head.sample(
                     table, outputs, positions, scale, settings.guidance_interval, first, stats

@@ -105,7 +105,7 @@ class XARLoop:
                 **caches,
             }
         )
-        return {name: outputs[name] for name in caches}
+        return {name: outputs[f"next_{name}"] for name in caches}
 
     def _denoise(
         self,
