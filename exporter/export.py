@@ -17,8 +17,10 @@ from ..errors import DisaError
 from .check import TOLERANCES, GraphError, check_graph, enforce, references
 from .checkpoint import Checkpoint, load_config, open_checkpoint
 from .families import find_family
-from .graph import ExportedGraph, Graph, Shape, export_graph
+from .graph import Shape, export_graph
 from .precision import Precision, set_precision
+from .sharing import SharedWeights
+from .tokenizer import MEMBER, read_tokenizer
 from .vae import open_vae
 
 Report = Callable[[str], object]
@@ -46,6 +48,7 @@ def export(
     output: str | os.PathLike[str] | None = None,
     *,
     vae: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     precision: Precision | str = Precision.FP32,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -60,6 +63,7 @@ def export(
         checkpoint: official training checkpoint, state dict, or safetensors.
         output: the plan; `engines/NAME.plan` by default.
         vae: KL autoencoder whose decoder makes pixels of latents.
+        tokenizer: folder with the tokenizer of a text-to-image model.
         precision: of the matrix products in the graphs.
         config: sizes that the tensors do not tell, or a JSON file with them.
         defaults: sampling options to be used when a run gives none.
@@ -92,37 +96,45 @@ def export(
             latent_channels=content["tokens"]["latent_shape"][0],
             stride=content["image"]["height"] // latent[0],
         )
+    text = _tokenizer(tokenizer, content)
     with _scratch(path) as folder, PlanWriter(path, content) as writer, _quiet():
         model = family.build(opened.state, sizes, source)
         errors: list[GraphError] = []
-        for graph in family.graphs(model, decoder):
-            exported, found = _export_checked(graph, folder, precision, check, report)
-            errors += found
+        graphs, weights = family.graphs(model, decoder), SharedWeights()
+        # All of them before the first cast: graphs may have modules in common.
+        expected = [references(graph) if check else [] for graph in graphs]
+        for graph, wanted in zip(graphs, expected, strict=True):
+            chosen = Precision.FP32 if graph.always_fp32 else precision
+            set_precision(graph.module, chosen)
+            report(f"exporting the {graph.name} graph")
+            exported = weights.share(export_graph(graph, folder))
+            if check:
+                report(f"checking the {graph.name} graph")
+                errors += check_graph(exported, wanted, chosen)
             writer.add_graph(
                 exported.name,
                 exported.onnx,
-                [exported.data] if exported.data else [],
+                exported.data,
                 _specs(exported.inputs),
                 _specs(exported.outputs),
             )
         if errors:
             enforce(errors, TOLERANCES[precision] if tolerance is None else tolerance)
+        if text is not None:
+            writer.add(MEMBER, text)
         report("writing the plan")
     return Exported(path, content, opened.layout, errors)
 
 
-def _export_checked(
-    graph: Graph, folder: Path, precision: Precision, check: bool, report: Report
-) -> tuple[ExportedGraph, list[GraphError]]:
-    expected = references(graph) if check else []
-    chosen = Precision.FP32 if graph.always_fp32 else precision
-    set_precision(graph.module, chosen)
-    report(f"exporting the {graph.name} graph")
-    exported = export_graph(graph, folder)
-    if not check:
-        return exported, []
-    report(f"checking the {graph.name} graph")
-    return exported, check_graph(exported, expected, chosen)
+def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]) -> bytes | None:
+    if folder is None:
+        return None
+    language_model = content["model"].get("llm")
+    if language_model is None:
+        raise DisaError(
+            f"a model of the family {content['family']} reads no text: leave --tokenizer"
+        )
+    return read_tokenizer(Path(folder), language_model["vocab_size"])
 
 
 def _identity(
@@ -132,7 +144,8 @@ def _identity(
     class_names: Sequence[str] | None,
     content: Mapping[str, Any],
 ) -> dict[str, Any]:
-    names = class_names or checkpoint.args.get("class_names")
+    told = checkpoint.args.get("class_names")
+    names = class_names or ([str(name) for name in told] if isinstance(told, list) else None)
     classes = content["model"].get("class_num")
     if names is not None and len(names) != classes:
         raise DisaError(f"there are {len(names)} class names for {classes} classes")

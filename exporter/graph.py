@@ -45,11 +45,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """An ONNX file, its weights beside it, and the specification for the manifest."""
+    """An ONNX file, the files beside it with its weights, and what goes in and out."""
 
     name: str
     onnx: Path
-    data: Path | None
+    data: tuple[Path, ...]
     inputs: tuple[tuple[str, str, Shape], ...]
     outputs: tuple[tuple[str, str, Shape], ...]
 
@@ -91,6 +91,8 @@ def export_graph(graph: Graph, folder: Path) -> ExportedGraph:
     model = onnx.load(path, load_external_data=False)
     _name_dimensions(model.graph.input, graph.inputs, graph.name)
     _name_dimensions(model.graph.output, graph.outputs, graph.name)
+    if written.exists() and not written.stat().st_size:
+        written.unlink()
     if written.exists():
         written.rename(weights)
         for tensor in model.graph.initializer:
@@ -105,7 +107,7 @@ def export_graph(graph: Graph, folder: Path) -> ExportedGraph:
     return ExportedGraph(
         graph.name,
         path,
-        weights if weights.exists() else None,
+        (weights,) if weights.exists() else (),
         _specification(model.graph.input, graph.inputs),
         _specification(model.graph.output, graph.outputs),
     )

@@ -79,6 +79,7 @@ def manifest(config: Config) -> dict[str, Any]:
             "cfg": 3.0,
             "cfg_schedule": "constant",
             "temperature": 1.0,
+            "size": str(size),
         },
     }
 

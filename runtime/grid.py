@@ -14,14 +14,14 @@ BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
 def draw_grid(
-    images: Sequence[npt.NDArray[Any]], classes: Sequence[int], names: Sequence[str] | None
+    images: Sequence[npt.NDArray[Any]], conditions: Sequence[int | str], names: Sequence[str] | None
 ) -> Image.Image:
     """A labelled contact sheet of uint8 images [H, W] or [H, W, 3] of one size.
 
-    Where the classes repeat in turn, a column is a class and only the top row is labelled.
-    Small images are enlarged pixel by pixel.
+    Where classes or prompts repeat in turn, a column is one of them and only the top row is
+    labelled. Small images are enlarged pixel by pixel.
     """
-    period = _period(classes)
+    period = _period(conditions)
     columns = period if 2 < period <= 20 else math.ceil(math.sqrt(len(images)))
     headed = columns == period
     tile = _tile(images[0].shape[0], columns)
@@ -32,7 +32,7 @@ def draw_grid(
     sheet = Image.new("RGB", (columns * cell + MARGIN, top + rows * (cell + lower)), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
-    for index, (image, label) in enumerate(zip(images, classes, strict=True)):
+    for index, (image, label) in enumerate(zip(images, conditions, strict=True)):
         row, column = divmod(index, columns)
         x, y = MARGIN + column * cell, top + row * (cell + lower)
         picture = Image.fromarray(image)
@@ -45,8 +45,8 @@ def draw_grid(
     return sheet
 
 
-def _title(label: int, names: Sequence[str] | None) -> str:
-    if names and label < len(names):
+def _title(label: int | str, names: Sequence[str] | None) -> str:
+    if names and isinstance(label, int) and label < len(names):
         return names[label].split(",")[0]
     return str(label)
 
@@ -62,9 +62,9 @@ def _tile(side: int, columns: int) -> int:
     return max(16, min(enlarged, MAX_SIDE // columns))
 
 
-def _period(classes: Sequence[int]) -> int:
-    """After how many images the classes repeat in turn; the number of images if they do not."""
-    values = np.asarray(classes)
+def _period(conditions: Sequence[int | str]) -> int:
+    """After how many images they repeat in turn; the number of images if they do not."""
+    values = np.asarray(conditions)
     for period in range(1, len(values)):
         if (values[period:] == values[:-period]).all():
             return period

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from ..errors import DisaError
 
 MAX_BYTES = 1 << 22
@@ -55,8 +52,3 @@ def find_class(wanted: int | str, classes: int, names: Sequence[str] | None) -> 
     near = get_close_matches(text.casefold(), known, n=1)
     hint = f"did you mean {names[known[near[0]]]!r}?" if near else f"such as {names[0]!r}"
     raise DisaError(f"there is no class {text!r}: {hint}")
-
-
-def spread_classes(count: int, chosen: Sequence[int]) -> npt.NDArray[np.int64]:
-    """A class for each of `count` images, taken in turn from `chosen`."""
-    return np.resize(np.asarray(chosen, np.int64), count)

@@ -36,6 +36,12 @@ SAMPLING_OPTIONS = (
         help="Whether the guidance scale grows as tokens become known.",
     ),
     click.option("--temperature", type=float, help="Scales the noise of each denoising step."),
+    click.option(
+        "--guidance-interval",
+        type=click.FloatRange(0, 1),
+        help="Latest flow time at which FlowAR guides; 1 is always.",
+    ),
+    click.option("--size", help="Pixels, 512 or 640x384 (width x height), for Harmon."),
 )
 
 

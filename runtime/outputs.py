@@ -36,7 +36,7 @@ class Outputs:
     Args:
         folder: made if it is not there.
         request: what decides the pictures; a folder continues only the same request.
-        classes: class of each image.
+        conditions: class or prompt of each image.
 
     Raises:
         DisaError: the folder cannot be written, or holds another run.
@@ -46,11 +46,11 @@ class Outputs:
         self,
         folder: Path,
         request: Mapping[str, Any],
-        classes: Sequence[int],
+        conditions: Sequence[int | str],
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
-        self.classes = list(classes)
+        self.conditions = list(conditions)
         self._request = json.loads(json.dumps(dict(request)))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Outputs:
     def missing(self) -> list[int]:
         """Indices of the images that are not there yet."""
         present = self._present()
-        return [index for index in range(len(self.classes)) if index not in present]
+        return [index for index in range(len(self.conditions)) if index not in present]
 
     def add(self, index: int, image: npt.NDArray[Any] | None, latents: npt.NDArray[Any]) -> None:
         """Write image `index` as PNG, or its latents as .npy where there are no pixels."""
@@ -89,11 +89,11 @@ class Outputs:
     ) -> dict[str, Any]:
         """Write grid, samples and the record of a complete run; returns the record."""
         files = self._present()
-        paths = [files[index] for index in range(len(self.classes))]
+        paths = [files[index] for index in range(len(self.conditions))]
         try:
             if all(path.suffix == ".png" for path in paths):
                 images = [np.asarray(Image.open(path)) for path in paths]
-                draw_grid(images, self.classes, names).save(self.folder / GRID)
+                draw_grid(images, self.conditions, names).save(self.folder / GRID)
                 if npz:
                     stacked = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
                     self._save_samples(stacked)
@@ -108,7 +108,7 @@ class Outputs:
     def _save_samples(self, images: npt.NDArray[Any]) -> None:
         temporary = self.folder / f".{SAMPLES}.partial"
         with temporary.open("wb") as file:
-            np.savez(file, arr_0=images, arr_1=np.array(self.classes))
+            np.savez(file, arr_0=images, arr_1=np.array(self.conditions))
         os.replace(temporary, self.folder / SAMPLES)
 
     def _present(self) -> dict[int, Path]:
@@ -129,7 +129,7 @@ class Outputs:
             return
         try:
             record = json.loads(path.read_text())
-            request, classes = record["request"], record["classes"]
+            request, conditions = record["request"], record["conditions"]
             self._stats = dict(record["stats"])
             self._stats.setdefault("seconds", {})
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -137,10 +137,10 @@ class Outputs:
                 f"{path} is damaged, so the run cannot be continued: choose another folder "
                 "with -o, or --overwrite"
             ) from error
-        shared = min(len(classes), len(self.classes))
+        shared = min(len(conditions), len(self.conditions))
         differ = [key for key in self._request if request.get(key) != self._request[key]]
-        if classes[:shared] != self.classes[:shared]:
-            differ.append("classes")
+        if conditions[:shared] != self.conditions[:shared]:
+            differ.append("classes" if isinstance(self.conditions[0], int) else "prompts")
         if differ and present:
             raise DisaError(
                 f"{self.folder} holds another run (other {', '.join(differ)}): choose another "
@@ -155,7 +155,7 @@ class Outputs:
             "complete": complete,
             "engine": engine,
             "request": self._request,
-            "classes": self.classes,
+            "conditions": self.conditions,
             "stats": _combined(self._stats, stats),
         }
         path = self.folder / RECORD

@@ -11,14 +11,12 @@ import numpy.typing as npt
 
 from ..engines.open import open_session
 from ..engines.plan import Plan
-from ..engines.session import Array, Session
+from ..engines.session import Session
 from ..errors import DisaError
-from .labels import find_class
-from .mar import MARLoop, Watcher
+from .families import AnySettings, open_family
+from .masked import Watcher
 from .noise import NoiseSource, PhiloxNoise
-from .sampler import SamplerName
-from .schedule import AnnealedSchedule, Schedule, Strategy, parse_steps
-from .settings import GuidanceSchedule, Settings
+from .schedule import Schedule
 from .stats import Stats
 
 Images = npt.NDArray[np.uint8]
@@ -52,17 +50,8 @@ class Pipeline:
     def __init__(self, plan: Plan, sessions: Mapping[str, Session]) -> None:
         self.plan = plan
         self.sessions = dict(sessions)
-        manifest = plan.manifest
-        if manifest.family != "mar":
-            raise DisaError(f"{plan.path}: this disa cannot run the family {manifest.family}")
-        self.class_names = manifest.class_names
-        self.classes = int(manifest.model["class_num"])
-        self._loop = MARLoop(
-            self.sessions,
-            int(manifest.tokens["count"]),
-            int(manifest.tokens["channels"]),
-            self.classes,
-        )
+        self.family = open_family(plan, self.sessions)
+        self.class_names = plan.manifest.class_names
 
     @classmethod
     def from_plan(
@@ -78,14 +67,16 @@ class Pipeline:
         Args:
             engine: what runs them; `auto` takes the fastest that is here.
             threads: CPU threads; all cores by default.
-            exact: do not let the engine compute in less than the plan's precision.
+            exact: do not let the engine compute in less than fp32 if the plan is fp32.
 
         Raises:
             DisaError: the plan is damaged, or the engine cannot run here.
         """
         plan = Plan.open(Path(path))
+        precision = "fp32" if exact and plan.manifest.precision == "fp32" else None
         sessions = {
-            name: open_session(plan, name, engine, threads=threads) for name in plan.manifest.graphs
+            name: open_session(plan, name, engine, threads=threads, precision=precision)
+            for name in plan.manifest.graphs
         }
         return cls(plan, sessions)
 
@@ -98,8 +89,10 @@ class Pipeline:
         self,
         class_labels: Sequence[int | str] | int | str | None = None,
         *,
+        prompt: Sequence[str] | str | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: str | None = None,
+        guidance_interval: float | None = None,
         seed: int = 0,
         num_iterations: int | None = None,
         steps: str | int | None = None,
@@ -107,16 +100,22 @@ class Pipeline:
         schedule: Schedule | None = None,
         sampler: str | None = None,
         temperature: float | None = None,
+        size: str | int | None = None,
         batch_size: int | None = None,
         first_image: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> Result:
-        """Draw one image for each class label; what is not given comes from the plan.
+        """Draw one image for each class label or prompt.
+
+        An option that is not given comes from the plan; one that the model's family does not
+        have is refused.
 
         Args:
             class_labels: numbers or names; None draws one image without a class.
+            prompt: texts, for a model that draws texts.
             guidance_scale: classifier-free guidance; 1 is none.
             guidance_schedule: "linear" or "constant" over the AR iterations.
+            guidance_interval: latest flow time at which FlowAR guides, 0 to 1.
             seed: image i of a seed is the same in any batch.
             num_iterations: AR iterations, at most the tokens of an image.
             steps: "UPPER:LOWER" denoising steps.
@@ -124,9 +123,13 @@ class Pipeline:
             schedule: an object that says the steps, instead of `steps` and `strategy`.
             sampler: "ddpm", "ddim", "dpm-solver", or "dpm-solver++".
             temperature: of the noise in each denoising step.
+            size: pixels, "512" or "640x384" (width x height), for Harmon.
             batch_size: images drawn together; chosen by the model's size if not given.
             first_image: index of the first image in the seed's sequence.
             progress: called with the number of images after each batch.
+
+        Raises:
+            DisaError: an unknown class or option, or a value that cannot be.
         """
         settings = self.settings(
             iterations=num_iterations,
@@ -136,14 +139,18 @@ class Pipeline:
             sampler=sampler,
             cfg=guidance_scale,
             cfg_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
             temperature=temperature,
+            size=size,
         )
-        labels = self.labels(class_labels)
-        size = batch_size or self.auto_batch_size(settings)
+        conditions = self.conditions(class_labels, prompt)
+        together = self.auto_batch_size(settings) if batch_size is None else batch_size
+        if together < 1:
+            raise DisaError(f"the batch size must be at least 1, not {together}")
         stats = Stats()
         parts = []
-        for start in range(0, len(labels), size):
-            batch = labels[start : start + size]
+        for start in range(0, len(conditions), together):
+            batch = conditions[start : start + together]
             images = range(first_image + start, first_image + start + len(batch))
             parts.append(self.draw(batch, settings, PhiloxNoise(seed, images), stats))
             if progress:
@@ -157,66 +164,69 @@ class Pipeline:
 
     def draw(
         self,
-        labels: npt.NDArray[np.int64],
-        settings: Settings,
+        conditions: Sequence[Any],
+        settings: AnySettings,
         noise: NoiseSource,
         stats: Stats,
         watch: Watcher | None = None,
     ) -> tuple[Images | None, Floats]:
-        """Draw one batch: images [batch, H, W, channels] or None, and latents."""
+        """Draw one batch: images [batch, H, W, channels] or None, and latents.
+
+        Args:
+            conditions: class numbers or prompts, as `conditions` gives them.
+            watch: called after each AR iteration.
+        """
         with stats.timed("total"):
-            tokens, positions = self._loop.generate(labels, settings, noise, stats, watch)
-            with stats.timed("decoder"):
-                images, latents = self._decode(tokens, positions)
-        stats.images += len(labels)
+            outputs = self.family.draw(conditions, settings, noise, stats, watch)
+            latents = np.asarray(outputs["latents"])
+            images = to_uint8(np.asarray(outputs["image"])) if "image" in outputs else None
+        stats.images += len(conditions)
         return images, latents
 
-    def settings(self, *, schedule: Schedule | None = None, **given: Any) -> Settings:
-        """Sampling options: those given, the others from the plan's defaults."""
+    def settings(self, *, schedule: Schedule | None = None, **given: Any) -> AnySettings:
+        """Sampling options: those given, the others from the plan's defaults.
+
+        Raises:
+            DisaError: an option that this family does not have, or a value that cannot be.
+        """
         known = dict(self.plan.manifest.defaults)
-        chosen = {**known, **{name: value for name, value in given.items() if value is not None}}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name in chosen:
+            if name not in known:
+                raise DisaError(
+                    f"a {self.plan.manifest.family} model has no option {name}: it has "
+                    f"{', '.join(known)}"
+                )
         try:
-            if schedule is None:
-                upper, lower = parse_steps(chosen["steps"])
-                schedule = AnnealedSchedule(upper, lower, Strategy(chosen["strategy"]))
-            return Settings(
-                iterations=int(chosen["iterations"]),
-                schedule=schedule,
-                sampler=SamplerName(chosen["sampler"]),
-                guidance_scale=float(chosen["cfg"]),
-                guidance_schedule=GuidanceSchedule(chosen["cfg_schedule"]),
-                temperature=float(chosen["temperature"]),
-            )
+            return self.family.settings({**known, **chosen}, schedule)
         except (KeyError, TypeError, ValueError) as error:
             raise DisaError(f"the sampling options are not usable: {error}") from error
 
-    def labels(self, wanted: Sequence[int | str] | int | str | None) -> npt.NDArray[np.int64]:
-        """Class numbers [images]; None is one image of no class."""
-        if wanted is None:
-            return np.array([self.classes], np.int64)
-        listed = [wanted] if isinstance(wanted, int | str) else list(wanted)
+    def conditions(
+        self,
+        class_labels: Sequence[int | str] | int | str | None,
+        prompt: Sequence[str] | str | None = None,
+    ) -> list[Any]:
+        """What each image is drawn of: class numbers, or prompts; no label is no class."""
+        wanted: Sequence[int | str] | int | str | None
+        if self.family.classes is None:
+            wanted, other, kind = prompt, class_labels, "prompt"
+        else:
+            wanted, other, kind = class_labels, prompt, "class"
+        if other is not None:
+            raise DisaError(f"a {self.plan.manifest.family} model draws a {kind}: give one")
+        if wanted is None and kind == "class":
+            return self.family.conditions([None])
+        listed = [wanted] if isinstance(wanted, int | str) else list(wanted or [])
         if not listed:
-            raise DisaError("there are no class labels to draw: give at least one")
-        found = [find_class(label, self.classes, self.class_names) for label in listed]
-        return np.array(found, np.int64)
+            raise DisaError(f"there is nothing to draw: give at least one {kind}")
+        return self.family.conditions(listed)
 
-    def auto_batch_size(self, settings: Settings) -> int:
+    def auto_batch_size(self, settings: AnySettings) -> int:
         """Images drawn together when nobody says: as many as keep activations near 256 MiB."""
-        model = self.plan.manifest.model
-        width = int(model["encoder_embed_dim"])
-        sequence = int(model["buffer_size"]) + int(self.plan.manifest.tokens["count"])
         # A block holds about 16 activations of the model's width for each token.
-        floats = 16 * sequence * width * (2 if settings.guided else 1)
+        floats = 16 * self.family.sequence * self.family.width * (2 if settings.guided else 1)
         return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_FLOATS // floats))
-
-    def _decode(
-        self, tokens: Array, positions: npt.NDArray[np.int64]
-    ) -> tuple[Images | None, Floats]:
-        outputs = self.sessions["decoder"].run({"tokens": tokens, "positions": positions})
-        latents = np.asarray(outputs["latents"])
-        if "image" not in outputs:
-            return None, latents
-        return to_uint8(np.asarray(outputs["image"])), latents
 
 
 def to_uint8(image: Floats) -> Images:

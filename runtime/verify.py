@@ -11,7 +11,7 @@ import numpy as np
 
 from ..cli import DisaCommand
 from ..engines.open import ENGINES
-from ..errors import DisaError
+from ..errors import DisaError, MissingDependency
 from .masked import prediction_counts
 from .pipeline import Pipeline
 from .reference import Difference, MaskedReplay, Reference, difference
@@ -35,9 +35,10 @@ def replay_mar(pipe: Pipeline, reference: Reference) -> list[Difference]:
     settings = _settings(reference)
     images = int(reference.option("batch"))
     labels = reference["labels"].astype(np.int64)
+    classes = pipe.family.classes or 0
     if len(labels) == 0:
-        labels = np.full(images, pipe.classes)
-    elif labels.shape != (images,) or labels.min() < 0 or labels.max() >= pipe.classes:
+        labels = np.full(images, classes)
+    elif labels.shape != (images,) or labels.min() < 0 or labels.max() >= classes:
         raise DisaError(f"{reference.path}: its labels are not {images} classes of the plan")
     replay = MaskedReplay(reference, images, int(reference.steps[0]["rows"]) > _rows(reference))
     if replay.counts != prediction_counts(sum(replay.counts), settings.iterations):
@@ -47,7 +48,7 @@ def replay_mar(pipe: Pipeline, reference: Reference) -> list[Difference]:
         )
     found: list[Difference] = []
     _, latents = pipe.draw(
-        labels, settings, replay, Stats(), lambda done: found.append(replay.compare(done))
+        labels.tolist(), settings, replay, Stats(), lambda done: found.append(replay.compare(done))
     )
     return [*found, Difference("latents", None, difference(latents, reference["latents"]))]
 
@@ -67,10 +68,8 @@ def _settings(reference: Reference) -> Settings:
         raise DisaError(f"{reference.path}: its sampler {name} is unknown")
     sampler = SAMPLERS[name]
     strategy = reference.option("strategy") or "fixed"
-    scale = float(reference.option("cfg"))
-    if sampler in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP):
-        # The official code lets each half follow its own prediction here: no guidance.
-        scale = 1.0
+    # The official code lets each half follow its own prediction with DPM-Solver: no guidance.
+    unguided = sampler in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP)
     try:
         return Settings(
             iterations=int(reference.option("num_iter")),
@@ -80,7 +79,7 @@ def _settings(reference: Reference) -> Settings:
                 Strategy.FIXED if name == "default" else Strategy(strategy.replace("_", "-")),
             ),
             sampler=sampler,
-            guidance_scale=scale,
+            guidance_scale=1.0 if unguided else float(reference.option("cfg")),
             guidance_schedule=GuidanceSchedule(reference.option("cfg_schedule")),
             temperature=float(reference.option("temperature")),
         )
@@ -149,21 +148,23 @@ def main(
     allowed = TOLERANCE if tolerance is None else tolerance
     if against:
         # The one place where the runtime needs PyTorch, and only for this option.
-        from ..exporter.against import compare_with_checkpoint
-
-        compare_with_checkpoint(plan, against, vae, config, tolerance, engine, as_json)
+        try:
+            from ..exporter.against import compare_with_checkpoint, report
+        except ImportError as error:
+            raise MissingDependency(error.name or "torch", "export") from error
+        report(*compare_with_checkpoint(plan, against, vae, config, engine), tolerance, as_json)
     if not references:
         return
     pipe = Pipeline.from_plan(plan, engine, exact=True)
     replay = REPLAYS[pipe.plan.manifest.family]
-    report: dict[str, Any] = {"engine": pipe.engine, "tolerance": allowed, "references": {}}
+    summary_json: dict[str, Any] = {"engine": pipe.engine, "tolerance": allowed, "references": {}}
     if not as_json:
         click.echo(pipe.engine)
     worst = 0.0
     for path in references:
         found = replay(pipe, Reference(path))
         worst = max(worst, *(entry.relative for entry in found))
-        report["references"][str(path)] = [asdict(entry) for entry in found]
+        summary_json["references"][str(path)] = [asdict(entry) for entry in found]
         if not as_json:
             print_replay(path, found)
     summary = f"worst relative error {worst:.2e} over {len(references)} reference" + (
@@ -171,7 +172,7 @@ def main(
     )
     passed = worst <= allowed
     if as_json:
-        click.echo(json.dumps({**report, "worst": worst, "passed": passed}, indent=1))
+        click.echo(json.dumps({**summary_json, "worst": worst, "passed": passed}, indent=1))
     else:
         click.echo(f"\n{'passed' if passed else 'FAILED'}: {summary} (tolerance {allowed:.0e})")
     if not passed:
