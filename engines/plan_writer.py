@@ -166,29 +166,32 @@ class PlanWriter:
 
 def _open_partial(path: Path, partial: Path) -> BinaryIO:
     """The locked and empty file that will become the plan at `path`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DisaError(f"{path} is a folder: give the name of a file for the plan")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            renamed = os.fstat(file.fileno()).st_ino != os.stat(partial).st_ino
-        except OSError:
-            file.close()
-            raise
-    except (BlockingIOError, FileNotFoundError):
-        raise DisaError(f"{path} is being written by another process: wait for it") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DisaError(_why_not_written(path, error)) from error
-    if renamed:
+    if not _lock(file, partial):
         file.close()
         raise DisaError(f"{path} is being written by another process: wait for it")
     file.truncate(0)
     return file
 
 
-def _why_not_written(path: Path, error: OSError) -> str:
+def _lock(file: BinaryIO, path: Path) -> bool:
+    """Whether `file` is ours alone, and still the one at `path`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def _why_not_written(path: Path, error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return f"{path} cannot be written: {error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no space left for {path}: free some, or choose another place with -o"
     reason = error.strerror or str(error)
