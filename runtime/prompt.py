@@ -159,34 +159,6 @@ def read_prompts(path: Path | str) -> list[str]:
     return prompts
 
 
-def read_tokenizer(folder: Path | str) -> bytes:
-    """The tokenizer of a folder as one JSON document, to be put into a plan.
-
-    Takes `tokenizer.json` (or that file itself), else builds Qwen2's tokenizer from
-    `vocab.json` and `merges.txt`.
-
-    Raises:
-        DisaError: the files are missing or damaged.
-    """
-    folder = Path(folder)
-    file = folder / TOKENIZER_MEMBER if folder.is_dir() else folder
-    if file.is_file():
-        data = _read_text(file).encode()
-        try:
-            Tokenizer(data)
-        except DisaError as error:
-            raise DisaError(f"{file}: it is not a tokenizer of the tokenizers library") from error
-        return data
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        from .qwen2_tokenizer import build_tokenizer
-
-        return build_tokenizer(folder)
-    raise DisaError(
-        f"{folder}: there is neither {TOKENIZER_MEMBER} nor vocab.json with merges.txt: give the "
-        "folder of the language model's tokenizer"
-    )
-
-
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:

@@ -1,0 +1,143 @@
+"""A language model's tokenizer, from the folder it was published in to one JSON document."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import DisaError, MissingDependency
+
+PRE_TOKENS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 cuts text before byte-pair encoding: words, single digits, punctuation, blanks."""
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MAX_FILE_BYTES = 64 << 20
+MEMBER = "tokenizer.json"
+"""The plan's member that holds the tokenizer."""
+
+
+def read_tokenizer(folder: Path | str, vocab_size: int) -> bytes:
+    """The tokenizer of a folder, to be put into a plan.
+
+    Takes `tokenizer.json` (or that file itself), else builds Qwen2's tokenizer from
+    `vocab.json`, `merges.txt` and perhaps `tokenizer_config.json`.
+
+    Args:
+        vocab_size: token ids the model knows.
+
+    Raises:
+        DisaError: the files are missing or damaged, or of another model.
+    """
+    folder = Path(folder)
+    file = folder / MEMBER if folder.is_dir() else folder
+    if file.is_file():
+        data = _text(file).encode()
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        data = build_tokenizer(folder)
+    else:
+        raise DisaError(
+            f"{folder}: there is neither {MEMBER} nor vocab.json with merges.txt: give the folder "
+            "of the language model's tokenizer"
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingDependency("tokenizers", "text") from error
+    try:
+        known = Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more precise
+        raise DisaError(f"{file}: it is not a tokenizer of the tokenizers library") from error
+    if not known or max(known.values()) >= vocab_size:
+        raise DisaError(
+            f"{folder}: its tokens have numbers up to {max(known.values(), default=-1)}, and the "
+            f"model knows {vocab_size}: it is the tokenizer of another model"
+        )
+    return data
+
+
+def build_tokenizer(folder: Path) -> bytes:
+    """`vocab.json`, `merges.txt` and perhaps `tokenizer_config.json` as one JSON document.
+
+    Without `tokenizer_config.json` the three special tokens follow the vocabulary, as they do
+    in Qwen2.
+
+    Raises:
+        DisaError: a file is damaged, or the special tokens do not follow the vocabulary.
+    """
+    try:
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+        from tokenizers.models import BPE
+    except ImportError as error:
+        raise MissingDependency("tokenizers", "text") from error
+    vocabulary, merges = _vocabulary(folder), _merges(folder)
+    try:
+        tokenizer = Tokenizer(BPE(vocabulary, merges))
+    except Exception as error:  # the library raises nothing more precise
+        raise DisaError(f"{folder}: vocab.json and merges.txt do not fit ({error})") from error
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for index, token in enumerate(_special_tokens(folder), len(vocabulary)):
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        if tokenizer.token_to_id(token) not in (index, vocabulary.get(token)):
+            raise DisaError(f"{folder}: the special token {token!r} has no place of its own")
+    return str(tokenizer.to_str()).encode()
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    found = _json(folder / "vocab.json")
+    if not all(isinstance(index, int) for index in found.values()):
+        raise DisaError(f"{folder / 'vocab.json'}: it must give a number to each token")
+    return found
+
+
+def _merges(folder: Path) -> list[tuple[str, str]]:
+    lines = _text(folder / "merges.txt").split("\n")
+    if lines and lines[0].startswith("#version"):
+        del lines[0]
+    merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip("\r")]
+    if any(len(merge) != 2 for merge in merges):
+        raise DisaError(f"{folder / 'merges.txt'}: every line must hold two tokens")
+    return [(merge[0], merge[1]) for merge in merges]
+
+
+def _special_tokens(folder: Path) -> list[str]:
+    """In the order of their numbers."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return list(SPECIAL_TOKENS)
+    added = _json(path).get("added_tokens_decoder", {})
+    try:
+        return [added[index]["content"] for index in sorted(added, key=int)] or list(SPECIAL_TOKENS)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DisaError(f"{path}: its added_tokens_decoder is not a table of tokens") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DisaError(f"{path}: it is not valid JSON") from error
+    if not isinstance(found, dict):
+        raise DisaError(f"{path}: it must hold a JSON object")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise DisaError(f"{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DisaError(f"{path}: it is not UTF-8 text") from error
+    except OSError as error:
+        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
