@@ -24,6 +24,11 @@ STAGES = 10
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--vae", type=click.Path(path_type=Path), help="KL autoencoder (kl16.ckpt).")
 @click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Folder of the language model's tokenizer (Harmon).",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The plan [engines/CHECKPOINT.plan]."
 )
 @click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="Compute in fp32.")
@@ -41,6 +46,7 @@ STAGES = 10
 def main(
     checkpoint: Path,
     vae: Path | None,
+    tokenizer: Path | None,
     output: Path | None,
     precision: str,
     config: Path | None,
@@ -64,6 +70,7 @@ def main(
         checkpoint,
         output,
         vae=vae,
+        tokenizer=tokenizer,
         precision=precision,
         config=config,
         defaults={name: value for name, value in sampling.items() if value is not None},

@@ -181,7 +181,7 @@ class HarmonFamily:
         manifest = plan.manifest
         self._plan = plan
         self._stride = int(manifest.tokens["stride"])
-        self._vocabulary = int(manifest.model["llm"]["vocab_size"])
+        self.vocabulary = int(manifest.model["llm"]["vocab_size"])
         self._tokenizer: Tokenizer | None = None
         native = int(manifest.tokens["native_grid"])
         self.width = int(manifest.model["llm"]["hidden_size"])
@@ -223,7 +223,7 @@ class HarmonFamily:
         watch: Watcher | None = None,
     ) -> dict[str, Array]:
         prompts = encode_prompts(self.tokenizer, conditions, settings.guided)
-        prompts.check(self._vocabulary)
+        prompts.check(self.vocabulary)
         tokens, positions = self.loop.generate(
             prompts, settings.grid, settings, noise, stats, watch
         )

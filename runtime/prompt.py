@@ -148,12 +148,14 @@ def read_prompts(path: Path | str) -> list[str]:
         raise DisaError(f"{path}: it is not valid JSON ({error}): mend the prompts") from error
     if not isinstance(items, list):
         raise DisaError(f"{path}: it must hold a JSON list of prompts")
-    prompts = [item.get("prompt") if isinstance(item, dict) else item for item in items]
-    for number, prompt in enumerate(prompts, 1):
+    prompts = []
+    for number, item in enumerate(items, 1):
+        prompt = item.get("prompt") if isinstance(item, dict) else item
         if not isinstance(prompt, str) or not prompt.strip():
             raise DisaError(
                 f"{path}: prompt {number} is not text: give strings, or objects with a `prompt`"
             )
+        prompts.append(prompt)
     if not prompts:
         raise DisaError(f"{path}: there are no prompts in it")
     return prompts

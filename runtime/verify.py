@@ -7,84 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ..cli import DisaCommand
 from ..engines.open import ENGINES
 from ..errors import DisaError, MissingDependency
-from .masked import prediction_counts
+from .masked_reference import replay_harmon, replay_mar
 from .pipeline import Pipeline
-from .reference import Difference, MaskedReplay, Reference, difference
-from .sampler import SamplerName
-from .schedule import AnnealedSchedule, Strategy
-from .settings import GuidanceSchedule, Settings
-from .stats import Stats
+from .reference import Difference, Reference
 
 TOLERANCE = 1e-4
-SAMPLERS = {
-    "disa": SamplerName.DDPM,
-    "default": SamplerName.DDPM,
-    "ddim": SamplerName.DDIM,
-    "dpm_solver": SamplerName.DPM_SOLVER,
-    "dpm_solver++": SamplerName.DPM_SOLVER_PP,
+REPLAYS: Mapping[str, Callable[[Pipeline, Reference], list[Difference]]] = {
+    "mar": replay_mar,
+    "harmon": replay_harmon,
 }
-
-
-def replay_mar(pipe: Pipeline, reference: Reference) -> list[Difference]:
-    """Draw a recorded MAR run again: the difference of every AR iteration and of the latents."""
-    settings = _settings(reference)
-    images = int(reference.option("batch"))
-    labels = reference["labels"].astype(np.int64)
-    classes = pipe.family.classes or 0
-    if len(labels) == 0:
-        labels = np.full(images, classes)
-    elif labels.shape != (images,) or labels.min() < 0 or labels.max() >= classes:
-        raise DisaError(f"{reference.path}: its labels are not {images} classes of the plan")
-    replay = MaskedReplay(reference, images, int(reference.steps[0]["rows"]) > _rows(reference))
-    if replay.counts != prediction_counts(sum(replay.counts), settings.iterations):
-        raise DisaError(
-            f"{reference.path}: its masks do not follow the cosine rule of {settings.iterations} "
-            "iterations: it is not a run of the official sampler"
-        )
-    found: list[Difference] = []
-    _, latents = pipe.draw(
-        labels.tolist(), settings, replay, Stats(), lambda done: found.append(replay.compare(done))
-    )
-    return [*found, Difference("latents", None, difference(latents, reference["latents"]))]
-
-
-REPLAYS: Mapping[str, Callable[[Pipeline, Reference], list[Difference]]] = {"mar": replay_mar}
-
-
-def _rows(reference: Reference) -> int:
-    """Rows of the first iteration without guidance."""
-    masks = [reference[f"mask_before_{index:03d}"].sum() for index in (0, 1)]
-    return int(masks[0] - masks[1])
-
-
-def _settings(reference: Reference) -> Settings:
-    name = str(reference.option("sampler")).lower()
-    if name not in SAMPLERS:
-        raise DisaError(f"{reference.path}: its sampler {name} is unknown")
-    sampler = SAMPLERS[name]
-    strategy = reference.option("strategy") or "fixed"
-    # The official code lets each half follow its own prediction with DPM-Solver: no guidance.
-    unguided = sampler in (SamplerName.DPM_SOLVER, SamplerName.DPM_SOLVER_PP)
-    try:
-        return Settings(
-            iterations=int(reference.option("num_iter")),
-            schedule=AnnealedSchedule(
-                int(reference.option("upper")),
-                int(reference.option("lower")),
-                Strategy.FIXED if name == "default" else Strategy(strategy.replace("_", "-")),
-            ),
-            sampler=sampler,
-            guidance_scale=1.0 if unguided else float(reference.option("cfg")),
-            guidance_schedule=GuidanceSchedule(reference.option("cfg_schedule")),
-            temperature=float(reference.option("temperature")),
-        )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DisaError(f"{reference.path}: its options are not usable: {error}") from error
 
 
 def print_replay(path: Path, differences: list[Difference]) -> None:
