@@ -17,7 +17,8 @@ from ..cli import progress_bar
 from ..errors import DisaError
 from .manifest import EngineInfo, GraphInfo, Profile
 from .onnx_file import Extent, relocate
-from .plan import Plan, PlanWriter
+from .plan import Plan
+from .plan_writer import PlanWriter
 from .tensorrt import builder, cache, device, flavour, profile
 
 DEFAULT_TARGETS = (80, 86, 89, 120)
@@ -38,6 +39,26 @@ class EngineOptions:
     """Bytes."""
     optimization_level: int | None = None
     use_cache: bool = True
+
+    @classmethod
+    def from_command(
+        cls,
+        engine: str = "auto",
+        gpus: tuple[int, ...] = (),
+        batch: profile.Range | None = None,
+        workspace: int | None = None,
+        optimization_level: int | None = None,
+    ) -> "EngineOptions | None":
+        """From the arguments that `engine_options` gives; None if no engines are wanted."""
+        if engine == "onnxruntime":
+            return None
+        return cls(
+            None if engine == "auto" else engine,
+            gpus,
+            batch or profile.Range(1, 8, 64),
+            None if workspace is None else workspace << 20,
+            optimization_level,
+        )
 
 
 @dataclass(frozen=True)

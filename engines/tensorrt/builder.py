@@ -106,6 +106,7 @@ def build(
             raise KeyboardInterrupt
         if data is None:
             raise build_error(messages, f"the graph {source.name}", options.workspace)
+        report(1.0)
     if cache is not None and timing_cache is not None:
         save(timing_cache, cache.serialize())
     return Built(data, _memory(messages.information))

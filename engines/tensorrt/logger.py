@@ -50,7 +50,7 @@ def collect(trt: Any) -> Iterator[Messages]:
 
 
 def _new_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.messages = Messages()

@@ -124,23 +124,13 @@ def dimension_ranges(
 
 
 def sizes_of(inputs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Size of each named dimension; DisaError if a shape does not fit its input."""
-    sizes: dict[str, int] = {}
-    for spec in inputs:
-        if spec.name not in shapes:
-            raise DisaError(f"the input {spec.name} is missing")
-        shape = shapes[spec.name]
-        fits = len(shape) == len(spec.shape) and all(
-            size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
-            for size, wanted in zip(shape, spec.shape, strict=True)
-        )
-        if not fits:
-            raise DisaError(f"the shape {list(shape)} does not fit the input {spec}")
-    names = {spec.name for spec in inputs}
-    for name in shapes:
-        if name not in names:
-            raise DisaError(f"there is no input {name}: there are {', '.join(sorted(names))}")
-    return sizes
+    """Size of each named dimension, for shapes that fit the inputs."""
+    return {
+        dimension: size
+        for spec in inputs
+        for dimension, size in zip(spec.shape, shapes[spec.name], strict=True)
+        if isinstance(dimension, str)
+    }
 
 
 @dataclass(frozen=True)
@@ -156,12 +146,6 @@ class Piece:
     def count(self) -> int:
         """Rows that are asked for."""
         return self.stop - self.start
-
-
-def split_dimension(inputs: Iterable[TensorSpec]) -> str | None:
-    """The dimension along which requests of this graph may be cut."""
-    names = {dimension for spec in inputs for dimension in spec.shape}
-    return next((name for name in SPLIT if name in names), None)
 
 
 def pieces(size: int, allowed: Range, ladder: bool = False) -> list[Piece]:

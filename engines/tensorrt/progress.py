@@ -62,7 +62,7 @@ def new_monitor(trt: Any, progress: Progress) -> Any:
             progress.interrupted = True
         return not progress.interrupted
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

@@ -1,0 +1,251 @@
+"""Arrays in device memory, and the stream in which all work on them happens."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from ...errors import DisaError
+from .device import Device
+
+ALIGNMENT = 256
+"""Of every address that TensorRT is given."""
+_STAGES = 32
+
+
+class Buffer:
+    """A piece of device memory, given back when nobody holds it any more."""
+
+    __slots__ = ("address", "size", "stream")
+
+    def __init__(self, stream: "Stream", size: int) -> None:
+        self.stream = stream
+        self.size = max(size, 1)
+        # TensorRT wants an address for empty tensors too.
+        self.address = stream.device.allocate(self.size, stream.handle)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address") and not sys.is_finalizing():
+            self.stream.give_back(self.address)
+
+
+class DeviceArray:
+    """A contiguous array in device memory.
+
+    Work on it is put into its stream; reading it with `np.asarray` waits for that.
+    """
+
+    __slots__ = ("_buffer", "address", "dtype", "shape", "stream")
+
+    def __init__(
+        self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0
+    ) -> None:
+        self._buffer = buffer
+        self.stream = buffer.stream
+        self.address = buffer.address + offset
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        result = np.empty(self.shape, self.dtype)
+        if result.size:
+            self.stream.device.download(result, self.address, self.stream.handle)
+        return result if dtype is None else result.astype(dtype, copy=False)
+
+    def reshape(self, *shape: Any) -> "DeviceArray":
+        """The same memory in another shape; one dimension may be -1."""
+        sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if -1 in sizes:
+            rest = math.prod(size for size in sizes if size != -1)
+            missing = self.size // rest if rest else 0
+            sizes = tuple(missing if size == -1 else size for size in sizes)
+        if math.prod(sizes) != self.size:
+            raise DisaError(f"an array of shape {self.shape} cannot be given the shape {sizes}")
+        return self._view(sizes, 0)
+
+    def __getitem__(self, key: Any) -> "DeviceArray":
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if isinstance(key, slice):
+            start, stop, step = key.indices(self.shape[0])
+            if step != 1:
+                raise DisaError("an array on a device has slices of neighbouring rows only")
+            count = max(stop - start, 0)
+            return self._view((count, *self.shape[1:]), start * row if count else 0)
+        index = int(key)
+        if not -self.shape[0] <= index < self.shape[0]:
+            raise IndexError(f"index {index} is out of bounds for {self.shape[0]} rows")
+        return self._view(self.shape[1:], index % self.shape[0] * row)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        target = self[key]
+        if not isinstance(value, DeviceArray):
+            value = np.asarray(value)
+        if tuple(value.shape) != target.shape or value.dtype != self.dtype:
+            raise DisaError(
+                f"a part of shape {target.shape} and type {target.dtype} cannot be set to an array "
+                f"of shape {tuple(value.shape)} and type {value.dtype}"
+            )
+        if isinstance(value, DeviceArray):
+            target.stream.copy(target.address, value.address, target.nbytes)
+        else:
+            target.stream.upload(target.address, value)
+
+    def _view(self, shape: tuple[int, ...], offset: int) -> "DeviceArray":
+        inside = self.address - self._buffer.address + offset
+        return DeviceArray(self._buffer, shape, self.dtype, inside)
+
+
+class Stream:
+    """Work on one device, done in the order in which it is given.
+
+    Since there is one order, memory may be given back while work that uses it is still to
+    be done: whoever gets it next comes later.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.handle = device.create_stream()
+        self.capturing = False
+        self._returned: list[int] = []
+        self._stages = [_Stage(device) for _ in range(_STAGES)]
+        self._next = 0
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        """An array of undefined content."""
+        kind = np.dtype(dtype)
+        sizes = tuple(int(size) for size in shape)
+        return DeviceArray(Buffer(self, math.prod(sizes) * kind.itemsize), sizes, kind)
+
+    def put(self, array: np.ndarray) -> DeviceArray:
+        """A copy on the device. Does not wait; `array` may be changed at once."""
+        result = self.empty(array.shape, array.dtype)
+        self.upload(result.address, array)
+        return result
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy `array` to the device; it may be changed at once."""
+        if array.size:
+            with self.staging(address, array.nbytes) as block:
+                np.copyto(block.view(array.dtype).reshape(array.shape), array)
+
+    @contextmanager
+    def staging(self, address: int, size: int) -> Iterator[np.ndarray]:
+        """Host memory of `size` bytes that is copied to the device when the block ends.
+
+        Waits only if the GPU is many uploads behind.
+        """
+        stage = self._stages[self._next]
+        self._next = (self._next + 1) % len(self._stages)
+        block = stage.memory(size)
+        yield block
+        self.device.upload(address, block, self.handle)
+        self.device.record(stage.event, self.handle)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy on the device."""
+        if size:
+            self.device.copy(target, source, size, self.handle)
+
+    def give_back(self, address: int) -> None:
+        """Free memory; while a graph is captured, after it."""
+        self._returned.append(address)
+        if not self.capturing:
+            while self._returned:
+                self.device.free(self._returned.pop(), self.handle)
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Any]]:
+        """Record the work of the block instead of doing it.
+
+        The list that the block gets holds the recorded graph after it. Raises DisaError if
+        something was done that cannot be recorded.
+        """
+        graphs: list[Any] = []
+        self.device.begin_capture(self.handle)
+        self.capturing = True
+        try:
+            yield graphs
+        except BaseException:
+            self.capturing = False
+            # What broke the capture is the better report.
+            with suppress(DisaError):
+                self.device.destroy_graph(self.device.end_capture(self.handle))
+            raise
+        self.capturing = False
+        graphs.append(self.device.end_capture(self.handle))
+
+    def synchronize(self) -> None:
+        """Wait until all work is done."""
+        self.device.synchronize(self.handle)
+
+
+class _Stage:
+    """Host memory that the GPU reads, and the mark that says it has."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.event = device.create_event()
+        self.block = np.empty(0, np.uint8)
+
+    def memory(self, size: int) -> np.ndarray:
+        """`size` bytes that no copy reads any more."""
+        self.device.wait(self.event)
+        if len(self.block) < size:
+            self.block = self.device.allocate_host(max(4096, 1 << (size - 1).bit_length()))
+        return self.block[:size]
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the alignment of addresses."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def move_block(
+    stream: Stream,
+    target: tuple[int, tuple[int, ...], int],
+    source: tuple[int, tuple[int, ...], int],
+    axis: int,
+    count: int,
+    itemsize: int,
+) -> None:
+    """Copy `count` indices of `axis` from one array on the device to another.
+
+    target, source: address, shape, and first index along `axis`. The shapes are equal but
+    for that axis.
+    """
+    (to, to_shape, to_start), (origin, shape, start) = target, source
+    inner = math.prod(shape[axis + 1 :]) * itemsize
+    rows, width = math.prod(shape[:axis]), count * inner
+    if not rows * width:
+        return
+    to, origin = to + to_start * inner, origin + start * inner
+    if rows == 1:
+        stream.copy(to, origin, width)
+        return
+    stream.device.copy_rows(
+        *(to, to_shape[axis] * inner, origin, shape[axis] * inner, width, rows), stream.handle
+    )

@@ -1,0 +1,204 @@
+"""Runs an engine; everything stays on the GPU."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import DisaError
+from ..session import DTYPES, Array, TensorSpec, check_inputs, check_loop
+from .array import ALIGNMENT, Buffer, DeviceArray, Stream, move_block
+from .flavour import Flavour
+from .logger import collect, last_error
+from .loop import Loop
+from .profile import Piece, Range, check_sizes, pieces, sizes_of
+from .split import Splitter
+
+
+class Engine:
+    """A loaded engine and the execution contexts made from it."""
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        loaded: Any,
+        stream: Stream,
+        cache: Any = None,
+        specialisation: str = "lazy",
+    ) -> None:
+        self.flavour, self.loaded, self.stream = flavour, loaded, stream
+        self.cache = cache
+        self.specialisation = specialisation
+        self._memory: Buffer | None = None
+
+    def create_context(self, loop: bool) -> Any:
+        """A context; `loop` if it will run the same shapes again and again."""
+        with collect(self.flavour.trt) as messages:
+            config = self.flavour.runtime_config(self.loaded, loop, self.specialisation)
+            if config is not None and self.cache is not None:
+                self.cache.attach(config)
+            context = self.flavour.create_context(self.loaded, config)
+        if context is None:
+            raise DisaError(
+                f"{self.flavour} has no memory to run this graph ({last_error(messages)}): "
+                "use a smaller --batch-size or end other programs on this GPU"
+            )
+        if self.flavour.contexts_need_memory:
+            # Contexts never run at the same time, so all work in the same memory.
+            if self._memory is None:
+                self._memory = Buffer(self.stream, self.flavour.memory_size(self.loaded))
+            self.flavour.set_memory(context, self._memory.address, self._memory.size)
+        return context
+
+    def enqueue(self, context: Any) -> None:
+        """Put one execution into the stream."""
+        with collect(self.flavour.trt) as messages:
+            if not context.execute_async_v3(self.stream.handle):
+                raise DisaError(f"{self.flavour} failed to run: {last_error(messages)}")
+
+
+class TensorRTSession:
+    """A graph of a plan on an NVIDIA GPU; see `engines.session.Session`.
+
+    Outputs stay on the device and inputs may come from there. Nothing here waits for the
+    GPU; reading an array does. A request that is larger than the engine's profile is cut
+    along its batch, one that is smaller is padded.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    description: str
+
+    def __init__(
+        self,
+        graph: str,
+        engine: Engine,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        ranges: Mapping[str, Range],
+        description: str,
+    ) -> None:
+        self.graph, self.engine, self.ranges = graph, engine, ranges
+        self.inputs, self.outputs, self.description = inputs, outputs, description
+        self.stream = engine.stream
+        self.splitter = Splitter(inputs)
+        self._context: Any = None
+        self._loop: Loop | None = None
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.inputs, inputs)
+        arrays = self._placed(inputs)
+        sizes = sizes_of(self.inputs, {name: tuple(a.shape) for name, a in arrays.items()})
+        check_sizes(self.graph, sizes, self.ranges)
+        name = self.splitter.name
+        if name is None:
+            return self._execute(arrays)
+        size = sizes[name]
+        if size == 0:
+            raise DisaError(f"the graph {self.graph} was given an empty {name}")
+        parts = pieces(size, self.ranges[name])
+        if len(parts) == 1 and parts[0].size == size:
+            return self._execute(arrays)
+        return self._run_parts(arrays, parts, size)
+
+    def iterate(
+        self,
+        carry: Mapping[str, str],
+        constants: Mapping[str, Array],
+        per_step: Mapping[str, Array],
+        state: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        steps = check_loop(self, carry, constants, per_step, state)
+        if self._loop is None:
+            self._loop = Loop(self)
+        return self._loop.run(
+            carry, self._placed(constants), self._placed(per_step), self._placed(state), steps
+        )
+
+    @property
+    def loop(self) -> Loop | None:
+        """The loop that `iterate` runs, with what it captured; None before."""
+        return self._loop
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        return self.stream.empty(shape, dtype)
+
+    def _placed(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        """Arrays of this stream as they are, all others contiguous in host memory."""
+        return {
+            name: array if self._on_stream(array) else np.ascontiguousarray(array)
+            for name, array in arrays.items()
+        }
+
+    def _on_stream(self, array: Array) -> bool:
+        return isinstance(array, DeviceArray) and array.stream is self.stream
+
+    def _execute(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        if self._context is None:
+            self._context = self.engine.create_context(loop=False)
+        context = self._context
+        held = {name: self._on_device(array) for name, array in arrays.items()}
+        for name, array in held.items():
+            set_input(context, name, array.shape, array.address)
+        missing = context.infer_shapes()
+        if missing:
+            raise DisaError(f"the graph {self.graph} lacks {', '.join(missing)}")
+        outputs = {}
+        for spec in self.outputs:
+            shape = tuple(context.get_tensor_shape(spec.name))
+            outputs[spec.name] = self.stream.empty(shape, DTYPES[spec.dtype])
+            context.set_tensor_address(spec.name, outputs[spec.name].address)
+        self.engine.enqueue(context)
+        return outputs
+
+    def _on_device(self, array: Any) -> DeviceArray:
+        if not isinstance(array, DeviceArray):
+            return self.stream.put(array)
+        if array.address % ALIGNMENT == 0:
+            return array
+        result = self.stream.empty(array.shape, array.dtype)
+        self.stream.copy(result.address, array.address, array.nbytes)
+        return result
+
+    def _run_parts(
+        self, arrays: Mapping[str, Any], parts: list[Piece], size: int
+    ) -> dict[str, Array]:
+        results: dict[str, Array] = {}
+        for part in parts:
+            cut = {spec.name: self._cut(spec, arrays[spec.name], part) for spec in self.inputs}
+            outputs = self._execute(cut)
+            for spec in self.outputs:
+                output = outputs[spec.name]
+                source = (output.address, output.shape, output.dtype)
+                self.splitter.place(self.stream, results, spec, source, part, size)
+        return results
+
+    def _cut(self, spec: TensorSpec, array: Any, part: Piece) -> Any:
+        axis = self.splitter.axis(spec)
+        if axis is None:
+            return array
+        shape = (*array.shape[:axis], part.size, *array.shape[axis + 1 :])
+        if not isinstance(array, DeviceArray):
+            result = np.zeros(shape, array.dtype)
+            place = (slice(None),) * axis
+            result[(*place, slice(part.count))] = self.splitter.cut_host(spec, array, part)
+            return result
+        target = self.stream.empty(shape, array.dtype)
+        if part.size != part.count:
+            self.stream.device.clear(target.address, target.nbytes, self.stream.handle)
+        move_block(
+            self.stream,
+            (target.address, target.shape, 0),
+            (array.address, array.shape, part.start),
+            axis,
+            part.count,
+            array.dtype.itemsize,
+        )
+        return target
+
+
+def set_input(context: Any, name: str, shape: tuple[int, ...], address: int) -> None:
+    """Give a context an input; DisaError if the engine does not take that shape."""
+    if not context.set_input_shape(name, shape):
+        raise DisaError(f"the engine does not take {name} of shape {list(shape)}")
+    context.set_tensor_address(name, address)
