@@ -24,6 +24,8 @@ def cosine_betas(steps: int = STEPS) -> Tensor:
 class DiffusionLoss(nn.Module):
     """Squared error of epsilon, plus the variational bound as a loss of the variance alone."""
 
+    table: Tensor
+
     def __init__(self, steps: int = STEPS) -> None:
         super().__init__()
         self.steps = steps

@@ -265,6 +265,7 @@ def report(
     output.with_suffix(".md").write_text(text + "\n")
     content = {
         "options": options,
+        "defaults": {plan.name: pipe.plan.manifest.defaults for plan, pipe in pipelines.items()},
         "num": num,
         "batch_size": batch_size,
         "engine": {plan.name: pipe.engine for plan, pipe in pipelines.items()},

@@ -1,11 +1,13 @@
 """How the demo's MAR is made, and its forward pass for training."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from disa.exporter.head import ResidualBlock
 from disa.exporter.layers import Block, attention
 from disa.exporter.mar import MAR
 from disa.exporter.mar_config import Config
@@ -42,6 +44,7 @@ def initialise(model: MAR) -> None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     head = model.head
+    first, second = (cast(nn.Linear, head.time_embed.mlp[index]) for index in (0, 2))
     embeddings = [
         model.class_emb.weight,
         model.fake_latent,
@@ -49,13 +52,15 @@ def initialise(model: MAR) -> None:
         model.encoder_pos_embed_learned,
         model.decoder_pos_embed_learned,
         model.diffusion_pos_embed_learned,
-        head.time_embed.mlp[0].weight,
-        head.time_embed.mlp[2].weight,
+        first.weight,
+        second.weight,
     ]
     for weight in embeddings:
         nn.init.normal_(weight, std=0.02)
-    zero = [block.adaLN_modulation[1] for block in head.res_blocks]
-    zero += [head.final_layer.adaLN_modulation[1], head.final_layer.linear]
+    residual = cast(list[ResidualBlock], list(head.res_blocks))
+    zero = [head.final_layer.linear]
+    for block in (*residual, head.final_layer):
+        zero.append(cast(nn.Linear, cast(nn.Sequential, block.adaLN_modulation)[1]))
     for layer in zero:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -105,7 +110,7 @@ class TrainingMAR(nn.Module):
         start = label.unsqueeze(1) + positions[:buffer]
         tokens = mar.z_proj(known) + F.embedding(order[:, :visible], positions[buffer:])
         x = mar.z_proj_ln(torch.cat([start, tokens], dim=1))
-        for block in mar.encoder_blocks:
+        for block in _blocks(mar.encoder_blocks):
             x = run_block(block, x)
         x = mar.decoder_embed(mar.encoder_norm(x))
         positions = mar.decoder_pos_embed_learned[0]
@@ -113,9 +118,10 @@ class TrainingMAR(nn.Module):
         places = F.embedding(order, positions[buffer:])
         places = torch.cat([positions[:buffer].expand(len(x), -1, -1), places], dim=1)
         x = torch.cat([x, masked], dim=1) + places
-        for block in mar.decoder_blocks[:-1]:
+        *blocks, last = _blocks(mar.decoder_blocks)
+        for block in blocks:
             x = run_block(block, x)
-        x = mar.decoder_norm(run_block(mar.decoder_blocks[-1], x, buffer + visible))
+        x = mar.decoder_norm(run_block(last, x, buffer + visible))
         return x + F.embedding(order[:, visible:], mar.diffusion_pos_embed_learned[0])
 
     def head_loss(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +132,10 @@ class TrainingMAR(nn.Module):
         output = self.mar.head(x_t, timestep.float(), condition).float()
         result: tuple[Tensor, Tensor] = self.loss(output, x, x_t, timestep, noise)
         return result
+
+
+def _blocks(modules: nn.ModuleList) -> list[Block]:
+    return cast(list[Block], list(modules))
 
 
 def run_block(block: Block, x: Tensor, start: int = 0) -> Tensor:
