@@ -24,7 +24,8 @@ class FakePipeline:
     plan = SimpleNamespace(manifest=SimpleNamespace(defaults={"cfg": 2.0}))
 
     def __init__(self, slow: str) -> None:
-        self.slow, self.calls = slow, []
+        self.slow = slow
+        self.calls: list[tuple[Any, Any]] = []
 
     def __call__(self, labels: list[int], **options: Any) -> SimpleNamespace:
         self.calls.append((options.get("strategy"), options.get("first_image")))
@@ -38,7 +39,8 @@ class FakePipeline:
 def test_schedules_take_turns_and_draw_the_same_images() -> None:
     pipeline = FakePipeline("fixed")
     entries = [evaluate.Entry(Path("a.plan"), text) for text in ("fixed 50", "linear 50:5")]
-    evaluate.draw({Path("a.plan"): pipeline}, entries, evaluate.spread_classes(25), 10, {})
+    pipelines: Any = {Path("a.plan"): pipeline}
+    evaluate.draw(pipelines, entries, evaluate.spread_classes(25), 10, {})
     assert pipeline.calls == [
         ("fixed", 0),
         ("linear", 0),
