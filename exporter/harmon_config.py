@@ -51,7 +51,10 @@ def configure(
         DisaError: a size is told by nobody, or `config` contradicts the tensors.
     """
     given = config or {}
-    llm = qwen2.configure(_under(state, "llm.model."), given.get("llm") or {})
+    for part in ("llm", "mar"):
+        if not isinstance(given.get(part, {}), Mapping):
+            raise DisaError(f"the configuration's {part} must be an object with sizes")
+    llm = qwen2.configure(_under(state, "llm.model."), given.get("llm", {}))
     half = mar_config.configure(_under(state, "mar."), given.get("mar"), args)
     return Config(llm, half, given.get("vae_scale", LATENT_SCALE))
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..errors import DisaError
+from .weights import count_blocks, shape_of
 
 SIZES = {
     "qwen2.5_0.5b": {
@@ -28,6 +29,7 @@ SIZES = {
         "num_attention_heads": 12,
     },
 }
+WHERE = "the checkpoint's language model"
 MASKED = -1e9
 """Added to the score of a key that must not be seen; far below any real score."""
 
@@ -105,8 +107,8 @@ def configure(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Config:
     names = {field.name for field in fields(Config)}
     sizes = {key: value for key, value in given.items() if key in names} | told
     sizes["num_attention_heads"] = heads
-    sizes["vocab_size"] = state["embed_tokens.weight"].shape[0]
-    key_width = state["layers.0.self_attn.k_proj.weight"].shape[0]
+    sizes["vocab_size"], _ = shape_of(state, "embed_tokens.weight", 2, WHERE)
+    key_width, _ = shape_of(state, "layers.0.self_attn.k_proj.weight", 2, WHERE)
     sizes.setdefault("num_key_value_heads", key_width * int(heads) // told["hidden_size"])
     config = Config(**sizes)
     if config.num_key_value_heads * config.head_dim != key_width:
@@ -120,12 +122,11 @@ def configure(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Config:
 
 def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int]:
     """The options that the shapes of the tensors tell."""
-    intermediate, hidden = state["layers.0.mlp.gate_proj.weight"].shape
-    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
+    intermediate, hidden = shape_of(state, "layers.0.mlp.gate_proj.weight", 2, WHERE)
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": count_blocks(state, "layers", WHERE),
     }
 
 
