@@ -35,7 +35,9 @@ def main() -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     args = Namespace(**asdict(CONFIG), class_names=NAMES)
     state = model.state_dict()
-    torch.save({"model": state, "model_ema": state, "args": args}, Path(__file__).parent / "pixels.pth")
+    torch.save(
+        {"model": state, "model_ema": state, "args": args}, Path(__file__).parent / "pixels.pth"
+    )
 
 
 if __name__ == "__main__":
