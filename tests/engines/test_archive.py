@@ -153,6 +153,15 @@ def _twice() -> bytes:
     return file.getvalue()
 
 
+def _stuffed() -> bytes:
+    file = io.BytesIO()
+    archive = ArchiveWriter(file)
+    archive.add("a", 1, [b"1"])
+    file.write(b"hidden")
+    archive.finish()
+    return file.getvalue()
+
+
 def _renamed(to: bytes) -> bytes:
     return write({"a/name": b"data"}).replace(b"a/name", to)
 
@@ -179,6 +188,7 @@ _GOOD = write(MEMBERS)
         (_GOOD[:200] + _GOOD[201:], "damaged"),
         (zipped(("manifest.json", b"{}" * 99)), "incomplete copy"),
         (_twice(), "two members named a"),
+        (_stuffed(), "data that belongs to no member"),
         (_renamed(b"../bad"), "unsafe name '../bad'"),
         (_renamed(b"/badly"), "unsafe name"),
         (_renamed(b"a\x00name"[:6]), "unsafe name"),
