@@ -22,7 +22,9 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "export":
-        from .exporter.export import export
-
+        try:
+            from .exporter.export import export
+        except ImportError as error:
+            raise MissingDependency(error.name or "torch", "export") from error
         return export
     raise AttributeError(f"module 'disa' has no attribute {name!r}")
