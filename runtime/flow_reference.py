@@ -8,8 +8,10 @@ import numpy.typing as npt
 from ..errors import DisaError
 from .flow import FlowSettings
 from .head import Iteration
+from .pipeline import Pipeline
 from .reference import Difference, Reference, difference
 from .schedule import AnnealedSchedule
+from .stats import Stats
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,6 +72,29 @@ class FlowReplay:
                 f"{(batch, tokens, *rest)} is needed"
             )
         return array[:batch].swapaxes(0, 1).astype(np.float32)
+
+
+def replay_flow(pipe: Pipeline, reference: Reference) -> list[Difference]:
+    """Draw a recorded run again: the difference of every AR iteration and of the latents."""
+    family = pipe.plan.manifest.family
+    if reference.option("family") != family:
+        raise DisaError(
+            f"{reference.path}: it is a run of {reference.option('family')}, and {pipe.plan.path} "
+            f"is a {family} plan"
+        )
+    labels = reference["labels"]
+    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind != "i":
+        raise DisaError(f"{reference.path}: its labels are not a list of classes")
+    replay = FlowReplay(reference, len(labels))
+    found: list[Difference] = []
+    _, latents = pipe.draw(
+        pipe.conditions(labels.tolist()),
+        recorded_settings(reference),
+        replay,
+        Stats(),
+        lambda done: found.append(replay.compare(done)),
+    )
+    return [*found, Difference("latents", None, difference(latents, reference["latents"]))]
 
 
 def recorded_settings(reference: Reference) -> FlowSettings:

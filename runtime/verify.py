@@ -11,6 +11,7 @@ import click
 from ..cli import DisaCommand
 from ..engines.open import ENGINES
 from ..errors import DisaError, MissingDependency
+from .flow_reference import replay_flow
 from .masked_reference import replay_harmon, replay_mar
 from .pipeline import Pipeline
 from .reference import Difference, Reference
@@ -19,6 +20,8 @@ TOLERANCE = 1e-4
 REPLAYS: Mapping[str, Callable[[Pipeline, Reference], list[Difference]]] = {
     "mar": replay_mar,
     "harmon": replay_harmon,
+    "flowar": replay_flow,
+    "xar": replay_flow,
 }
 
 
