@@ -17,7 +17,7 @@ from disa.exporter.cli import main
 from disa.exporter.export import export
 from disa.runtime.pipeline import Pipeline
 
-from ..conftest import GOLDEN, cached_plan
+from ..conftest import GOLDEN
 
 Plans = Callable[..., Path]
 
@@ -187,7 +187,3 @@ def test_safetensors_and_plain_state_dicts_give_the_same_plan(
     with Plan.open(plan.path) as made, Plan.open(pixel_plan) as wanted:
         member = wanted.manifest.graphs["backbone"].data[0]
         assert made.manifest.members[member] == wanted.manifest.members[member]
-
-
-def test_cached_plans_are_found_again(pixel_checkpoint: Path, pixel_plan: Path) -> None:
-    assert cached_plan(pixel_checkpoint, "pixels") == pixel_plan
