@@ -82,8 +82,8 @@ def main(
     model = exported.manifest
     click.echo(f"{model['family']} from {checkpoint} ({exported.layout}), {precision}")
     worst: dict[str, float] = defaultdict(float)
-    for error in exported.errors:
-        worst[error.graph] = max(worst[error.graph], error.relative)
+    for found in exported.errors:
+        worst[found.graph] = max(worst[found.graph], found.relative)
     for graph, relative in worst.items():
         click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
     size = exported.path.stat().st_size / 1e6

@@ -66,7 +66,8 @@ def cache_shapes(config: StackConfig, past: str, prefix: str = "") -> dict[str, 
 
 def normal(rng: np.random.Generator, shape: Shape, sizes: Mapping[str, int]) -> FloatArray:
     """Standard normal numbers in a symbolic shape."""
-    return rng.standard_normal([sizes.get(str(dim), dim) for dim in shape], np.float32)
+    lengths = [sizes[dim] if isinstance(dim, str) else dim for dim in shape]
+    return rng.standard_normal(lengths, np.float32)
 
 
 def classes(rng: np.random.Generator, sizes: Mapping[str, int], count: int) -> npt.NDArray[Any]:

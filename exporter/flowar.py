@@ -322,8 +322,8 @@ def _head_graph(head: FlowHead, config: Config) -> Graph:
         rng = np.random.default_rng(0)
         arrays: Arrays = {name: normal(rng, shape, sizes) for name, shape in inputs.items()}
         tokens, batch = sizes["tokens"], sizes["batch"]
-        arrays["positions"] = sum(side * side for side in SCALES if side * side < tokens)
-        arrays["positions"] = arrays["positions"] + np.arange(tokens)
+        before = sum(side * side for side in SCALES if side * side < tokens)
+        arrays["positions"] = before + np.arange(tokens)
         arrays["step"] = rng.integers(0, sizes["steps"], batch)
         arrays["coefficients"] = np.tile(np.array([1, -0.04], np.float32), (sizes["steps"], 1))
         arrays["guidance_scale"] = rng.uniform(1, 4, batch).astype(np.float32)
