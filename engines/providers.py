@@ -4,6 +4,7 @@ import ctypes
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..errors import DisaError, MissingDependency
@@ -95,8 +96,7 @@ def _openvino_device(runtime: Any) -> Any:
         import onnxruntime_ep_openvino as plugin
     except ImportError as error:
         raise MissingDependency("onnxruntime-ep-openvino", "openvino") from error
-    if not any(device.ep_name == OPENVINO for device in runtime.get_ep_devices()):
-        runtime.register_execution_provider_library(OPENVINO, plugin.get_library_path())
+    _register(runtime, OPENVINO, plugin.get_library_path())
     for device in runtime.get_ep_devices():
         if device.ep_name == OPENVINO and device.ep_metadata.get("ov_device") == "CPU":
             return device
@@ -104,6 +104,12 @@ def _openvino_device(runtime: Any) -> Any:
         "OpenVINO's plug-in for ONNX Runtime finds no Intel processor in this machine: "
         "use --engine cpu"
     )
+
+
+@cache
+def _register(runtime: Any, name: str, library: str) -> None:
+    """Register a plug-in. ONNX Runtime refuses a second time, even if it gave no device."""
+    runtime.register_execution_provider_library(name, library)
 
 
 def _openvino_runs(runtime: Any) -> bool:
