@@ -1,6 +1,6 @@
 """Sampling options under the same names in every command."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +11,7 @@ from .settings import GuidanceSchedule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SAMPLING_OPTIONS = (
+LENGTH_OPTIONS = (
     click.option(
         "--iterations",
         type=click.IntRange(1),
@@ -22,6 +22,8 @@ SAMPLING_OPTIONS = (
         metavar="UPPER:LOWER",
         help="Denoising steps of the first and of the last AR iteration, such as 50:5.",
     ),
+)
+OTHER_OPTIONS = (
     click.option(
         "--strategy",
         type=click.Choice([strategy.value for strategy in Strategy]),
@@ -47,6 +49,15 @@ SAMPLING_OPTIONS = (
 
 def sampling_options(command: Command) -> Command:
     """Add the sampling options; each is None where it is not given."""
-    for option in reversed(SAMPLING_OPTIONS):
+    return _add(LENGTH_OPTIONS + OTHER_OPTIONS, command)
+
+
+def other_sampling_options(command: Command) -> Command:
+    """Add those beside --iterations and --steps, for a command that takes several of these."""
+    return _add(OTHER_OPTIONS, command)
+
+
+def _add(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
