@@ -60,7 +60,7 @@ def cache_shapes(config: StackConfig, past: str, prefix: str = "") -> dict[str, 
     for stack in ("encoder", "decoder"):
         heads, depth = getattr(config, f"{stack}_num_heads"), getattr(config, f"{stack}_depth")
         rest = (heads, past, config.width // heads)
-        shapes[f"{prefix}{stack}_cache"] = (depth, 2, "guidance", "batch", *rest)
+        shapes[f"{prefix}{stack}_cache"] = (2 * depth, "guidance", "batch", *rest)
     return shapes
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .flow_layers import (
     Block,
+    Cached,
     ExactTimestepEmbedding,
     GatedMLP,
     Modulation,
@@ -36,15 +37,15 @@ class CrossAttention(nn.Module):
         query = self.q(x.to(self.q.weight.dtype)).unflatten(-1, (self.heads, -1))
         return rotate(query.transpose(1, 2), rotary)
 
-    def keys_values(self, z: Tensor, rotary: Tensor) -> Tensor:
-        """`z` [rows, tokens, condition_width] -> [2, rows, heads, tokens, d]."""
+    def keys_values(self, z: Tensor, rotary: Tensor) -> Cached:
+        """`z` [rows, tokens, condition_width] -> keys and values [rows, heads, tokens, d]."""
         both = self.kv(z.to(self.kv.weight.dtype)).unflatten(-1, (2, self.heads, -1))
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
-        return torch.stack([rotate(key, rotary), value])
+        return rotate(key, rotary), value
 
-    def attend(self, query: Tensor, keys_values: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The projected attention result, [rows, tokens, width] in fp32."""
-        result: Tensor = self.proj(attention(query, *keys_values.unbind(0))).float()
+        result: Tensor = self.proj(attention(query, key, value)).float()
         return result
 
 
@@ -129,9 +130,14 @@ class ConditionKeys(nn.Module):
         self.attentions = nn.ModuleList(block.crossattn for block in head.res_blocks)
 
     def forward(self, z: Tensor, rotary: Tensor) -> Tensor:
-        """`z` [rows, tokens, condition_width] -> [depth, 2, rows, heads, tokens, d]."""
-        pairs = zip(self.norms, self.attentions, strict=True)
-        return torch.stack([attn.keys_values(norm(z), rotary) for norm, attn in pairs]).float()
+        """`z` [rows, tokens, condition_width] -> [2 * depth, rows, heads, tokens, d].
+
+        Keys and values come in turn, block after block.
+        """
+        kept: list[Tensor] = []
+        for norm, crossed in zip(self.norms, self.attentions, strict=True):
+            kept += crossed.keys_values(norm(z), rotary)
+        return torch.stack(kept).float()
 
 
 class TimestepTables(nn.Module):
@@ -219,7 +225,7 @@ class CrossHeadStep(nn.Module):
 
         Args as those of `HeadStep`, and:
             keys_values: keys and values of the condition for every block,
-                [guidance, depth, 2, batch, heads, tokens, d].
+                [guidance, 2 * depth, batch, heads, tokens, d].
             modulation: of every block's self-attention, [steps, depth * 3 * W].
         """
         guidance, width = condition.shape[0], condition.shape[-1]
@@ -228,7 +234,7 @@ class CrossHeadStep(nn.Module):
         rotary = self.rotary[:, positions]
         modulations = modulation[step].unsqueeze(1).split(3 * width, dim=-1)
         dtype = self.res_blocks[0].mlp.fc2.weight.dtype
-        kept = keys_values.to(dtype).permute(1, 2, 0, 3, 4, 5, 6).flatten(2, 3)
+        kept = [part.flatten(0, 1) for part in keys_values.to(dtype).unbind(1)]
         for index, block in enumerate(self.res_blocks):
             first = index == 0
             parts = modulations[index] if first else for_each(modulations[index], guidance)
@@ -236,7 +242,7 @@ class CrossHeadStep(nn.Module):
             query = block.crossattn.query(block.norm2_1(hidden), rotary)
             if first:  # so far the guidance halves are equal
                 hidden, query = for_each(hidden, guidance), for_each(query, guidance)
-            hidden = hidden + block.crossattn.attend(query, kept[index])
+            hidden = hidden + block.crossattn.attend(query, *kept[2 * index : 2 * index + 2])
             hidden = block.feed_forward(hidden, activated)
         velocity = self.final_layer(hidden, activated)
         return update(x, velocity, coefficients[step], guidance_scale)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from .layers import Linear, TimestepEmbedding, attention
 from .vae import KLDecoder
 
+Cached = tuple[Tensor, Tensor]
+"""Keys and values of a block's earlier tokens."""
+
 RMS_NORM_EPS = 1e-6
 GRID = 16
 """Side of the latent map over which rotary positions are spread."""
@@ -29,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., width] in fp32, result alike."""
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + RMS_NORM_EPS)
+        x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + RMS_NORM_EPS)
         return x if self.weight is None else x * self.weight
 
 
@@ -89,7 +92,7 @@ class Block(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), linear) if silu_inside else linear
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Tensor | None
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Cached | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One block.
 
@@ -97,7 +100,7 @@ class Block(nn.Module):
             x: [rows, tokens, width].
             modulation: [rows, tokens or 1, 6 * width].
             rotary: rows of `rotary_table`, [2, tokens, d/2].
-            cache: keys and values of earlier tokens, [2, rows, heads, past, d].
+            cache: keys and values of earlier tokens, each [rows, heads, past, d].
 
         Returns:
             The new x, and the keys and values of all tokens so far.
@@ -110,7 +113,7 @@ class Block(nn.Module):
         return x, key, value
 
     def keys_values(
-        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Tensor | None
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: Cached | None
     ) -> tuple[Tensor, Tensor]:
         """Only the keys and values that `forward` returns."""
         _, _, scale, _, shift, _ = modulation.chunk(MODULATIONS, dim=-1)
@@ -118,8 +121,8 @@ class Block(nn.Module):
         return append(key, value, cache)
 
 
-def append(key: Tensor, value: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Keys and values [rows, heads, tokens, d] after the cached ones [2, rows, heads, past, d]."""
+def append(key: Tensor, value: Tensor, cache: Cached | None) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, heads, tokens, d] after the cached ones."""
     if cache is None:
         return key, value
     return torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
@@ -198,22 +201,24 @@ def run_cached(
         x: [rows, tokens, width], rows = guidance * batch.
         modulations: one [rows, 1, 6 * width] for each block.
         rotary: rows of `rotary_table`, [2, tokens, d/2].
-        cache: keys and values, [depth, 2, guidance, batch, heads, past, d].
+        cache: keys and values in turn, block after block,
+            [2 * depth, guidance, batch, heads, past, d].
         cache_only: the result x is not wanted, so the last block stops at keys and values.
 
     Returns:
         The new x, and the cache with past + tokens.
     """
-    guidance, batch = cache.shape[2], cache.shape[3]
-    past = cache.to(blocks[0].attn.qkv.weight.dtype).flatten(2, 3)
-    extended = []
+    guidance, batch = cache.shape[1], cache.shape[2]
+    past = cache.to(blocks[0].attn.qkv.weight.dtype).flatten(1, 2).unbind(0)
+    extended: list[Tensor] = []
     for index, block in enumerate(blocks):
+        cached = past[2 * index], past[2 * index + 1]
         if cache_only and index == len(blocks) - 1:
-            key, value = block.keys_values(x, modulations[index], rotary, past[index])
+            key, value = block.keys_values(x, modulations[index], rotary, cached)
         else:
-            x, key, value = block(x, modulations[index], rotary, past[index])
-        extended.append(torch.stack([key, value]))
-    return x, torch.stack(extended).unflatten(2, (guidance, batch)).float()
+            x, key, value = block(x, modulations[index], rotary, cached)
+        extended += [key, value]
+    return x, torch.stack(extended).unflatten(1, (guidance, batch)).float()
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:

@@ -127,12 +127,12 @@ class Backbone(nn.Module):
             class_index: [guidance, batch]; the number of classes stands for no class.
             modulation: result of `ClassModulation`, [guidance, batch, modulations].
             encoder_cache, decoder_cache: keys and values of the scales before,
-                [depth, 2, guidance, batch, heads, past, d].
+                [2 * depth, guidance, batch, heads, past, d].
 
         Returns:
             The head's embedded condition [guidance, batch, tokens, W], for a head with
             cross-attention also its keys and values
-            [guidance, head depth, 2, batch, heads, tokens, d], and the two caches with the
+            [guidance, 2 * head depth, batch, heads, tokens, d], and the two caches with the
             scale's own tokens appended.
         """
         guidance, batch = class_index.shape
@@ -153,7 +153,7 @@ class Backbone(nn.Module):
         if self.crossed is None:
             return condition, encoder_cache, decoder_cache
         kept = self.crossed(z, self.head_rotary[:, positions])
-        kept = kept.unflatten(2, (guidance, batch)).permute(2, 0, 1, 3, 4, 5, 6)
+        kept = kept.unflatten(1, (guidance, batch)).transpose(0, 1)
         return condition, kept, encoder_cache, decoder_cache
 
     def inputs(self, previous: Tensor, positions: Tensor, class_index: Tensor) -> Tensor:
@@ -347,4 +347,4 @@ def _head_graph(head: FlowHead, config: Config) -> Graph:
 
 def _keys_values(config: Config) -> Shape:
     heads = config.diffloss_w // HEAD_DIM
-    return ("guidance", config.diffloss_d, 2, "batch", heads, "tokens", HEAD_DIM)
+    return ("guidance", 2 * config.diffloss_d, "batch", heads, "tokens", HEAD_DIM)

@@ -114,7 +114,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Tokens [tokens, batch, C] to the decoder's input [rows, tokens, width]."""
         x = self.z_proj_ln(self.z_proj(tokens.transpose(0, 1)) + self.encoder_position[positions])
-        x = x.expand(cache.shape[2], *x.shape).flatten(0, 1)
+        x = x.expand(cache.shape[1], *x.shape).flatten(0, 1)
         rotary = self.encoder_rotary[:, positions]
         x, cache = run_cached(self.encoder_blocks, x, modulations, rotary, cache)
         x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_position[positions]
@@ -149,7 +149,7 @@ class Prefill(Transformer):
             positions: places of its tokens in generation order, [64].
             modulation: for timestep 0, [guidance, batch, modulations].
             encoder_cache, decoder_cache: keys and values of the clusters before,
-                [depth, 2, guidance, batch, heads, past, d].
+                [2 * depth, guidance, batch, heads, past, d].
         """
         encoder, decoder = self.split(modulation)
         x, encoder_cache = self.encode(tokens, positions, encoder, encoder_cache)
@@ -190,7 +190,7 @@ class Denoise(Transformer):
             modulation: for the step's time, [guidance, batch, modulations]; guidance is
                 (conditional, unconditional), or one entry for no guidance.
             encoder_cache, decoder_cache: keys and values of the clusters before,
-                [depth, 2, guidance, batch, heads, past, d].
+                [2 * depth, guidance, batch, heads, past, d].
             step: [batch], row of `coefficients` that each image is at.
             coefficients: factors of x, of the velocity and of the noise, [steps, 3].
             guidance_scale: [batch].
