@@ -18,6 +18,9 @@ SIZES = {
 ENLARGEMENT = 2
 """Side of the images that the official scripts draw, in terms of the trained one: 512 for 256."""
 
+MAX_ENGINE_BATCH = 64
+"""Images whose prompts an engine takes together, if all are different."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -63,15 +66,24 @@ def manifest(config: Config) -> dict[str, Any]:
     """What the runtime needs to know of the model."""
     half, size = config.mar, ENLARGEMENT * config.mar.img_size
     side, stride = size // half.vae_stride, half.vae_stride * half.patch_size
+    grid = size // stride
     return {
         "family": FAMILY,
         "model": {"size": size_name(config), **asdict(config)},
         "tokens": {
-            "count": (size // stride) ** 2,
+            "count": grid**2,
             "channels": half.channels,
             "latent_shape": [half.vae_embed_dim, side, side],
             "native_grid": half.grid,
             "stride": stride,
+            # What engines are built for: images no larger than the usual ones in any direction.
+            "dimensions": {
+                "length": [1, grid**2, grid**2],
+                "height": [1, grid, grid],
+                "width": [1, grid, grid],
+                "prompts": [1, 5, 2 * MAX_ENGINE_BATCH],
+                "prompt_length": [1, 32, 256],
+            },
         },
         "image": {"height": size, "width": size},
         "defaults": {
