@@ -235,7 +235,8 @@ def _wide(name: str, extra: bytes, compressed: int, size: int, header: int) -> t
     """Size and header position, from the zip64 field where they do not fit 32 bits."""
     if compressed != size:
         raise ArchiveError(f"its member {name} is compressed")
-    wide = list(struct.unpack_from(f"<{max(len(extra) - 4, 0) // 8}Q", extra, 4)) if extra else []
+    numbers = extra[_EXTRA.size :]
+    wide = [value for (value,) in struct.iter_unpack("<Q", numbers[: len(numbers) // 8 * 8])]
     expected = 2 * (size == _FULL32) + (header == _FULL32)
     if len(wide) != expected:
         raise ArchiveError(f"its directory entry of {name} is damaged")

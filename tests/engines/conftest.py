@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from .tiny_graphs import backbone, head, write_plan
+from .tiny_graphs import backbone, head, shuffle, write_plan
 
 
 @pytest.fixture(scope="session")
 def plan_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The content of a whole and sound plan with the graphs `head` and `backbone`."""
+    """The content of a whole and sound plan with the graphs `head`, `backbone` and `shuffle`."""
     return write_plan(
-        tmp_path_factory.mktemp("plan") / "tiny.plan", [head(), backbone()]
+        tmp_path_factory.mktemp("plan") / "tiny.plan", [head(), backbone(), shuffle()]
     ).read_bytes()
 
 

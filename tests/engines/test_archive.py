@@ -196,6 +196,7 @@ _GOOD = write(MEMBERS)
         (_patched(b"PK\x01\x02", 20, b"\x09"), "compressed"),
         (_patched(b"PK\x01\x02", 42, struct.pack("<I", 7)), "not where it should be"),
         (_patched(b"PK\x01\x02", 42, b"\xff\xff\xff\xff"), "damaged"),
+        (_patched(b"graphs/a.data", -18, struct.pack("<2H", 12, 1)), "damaged"),
         (_patched(b"PK\x06\x06", 32, struct.pack("<Q", 2**62)), "damaged"),
         (_patched(b"PK\x06\x06", 24, struct.pack("<2Q", 2**40, 2**40)), "damaged"),
         (_patched(b"PK\x06\x07", 8, struct.pack("<Q", 2**63)), "damaged"),

@@ -69,7 +69,7 @@ def test_json_is_the_manifest_and_more(plan_path: Path) -> None:
 
 
 def test_check_tells_a_sound_plan_from_a_damaged_one(plan_path: Path, plan_bytes: bytes) -> None:
-    assert "all 4 checksums match" in inspect(plan_path, "--check").output
+    assert "all 5 checksums match" in inspect(plan_path, "--check").output
     at = plan_bytes.index(head().data)
     plan_path.write_bytes(plan_bytes[:at] + b"\xff" + plan_bytes[at + 1 :])
     assert inspect(plan_path).exit_code == 0

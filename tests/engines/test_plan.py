@@ -24,7 +24,7 @@ def test_members_are_views_of_the_mapped_file(plan_path: Path, plan_bytes: bytes
 def test_graphs_are_found_by_name(plan_path: Path) -> None:
     with Plan.open(plan_path) as plan:
         assert plan.graph("head").inputs == head().inputs
-        with pytest.raises(DisaError, match="no graph named tail: it has head, backbone"):
+        with pytest.raises(DisaError, match="no graph named tail: it has head, backbone, shuffle"):
             plan.graph("tail")
         with pytest.raises(DisaError, match="no member graphs/tail"):
             plan.read("graphs/tail")

@@ -113,9 +113,9 @@ def test_mutated_files(tmp_path: Path, plan_bytes: bytes) -> None:
             if data:
                 rng.choice(MUTATIONS)(rng, data)
         path.write_bytes(data)
-        begin = time.perf_counter()
+        begin = time.process_time()
         sound = sound_or_refused(path)
-        assert time.perf_counter() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
         assert not sound or bytes(data) == plan_bytes
         opened += sound
     assert opened < MUTANTS / 10
@@ -169,9 +169,9 @@ def test_forged_manifests(tmp_path: Path, plan_path: Path) -> None:
             for name, content in {"manifest.json": data, **members}.items():
                 archive.add(name, len(content), [content])
             archive.finish()
-        begin = time.perf_counter()
+        begin = time.process_time()
         sound_or_refused(path)
-        assert time.perf_counter() - begin < SECONDS
+        assert time.process_time() - begin < SECONDS
 
 
 @pytest.mark.usefixtures("frugal")

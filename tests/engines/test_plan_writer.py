@@ -15,7 +15,7 @@ from disa.engines.manifest import EngineInfo
 from disa.engines.plan import Plan, PlanWriter
 from disa.errors import DisaError
 
-from .tiny_graphs import CONTENT, backbone, head, write_plan
+from .tiny_graphs import CONTENT, backbone, head, shuffle, write_plan
 
 ENGINE = EngineInfo("head", "tensorrt", "10.16.1", "fp16", ("sm_90",), (), "engines/head.engine")
 
@@ -41,7 +41,10 @@ def test_members_come_from_bytes_and_from_files(tmp_path: Path) -> None:
 
 
 def test_equal_plans_are_equal_files(tmp_path: Path, plan_bytes: bytes) -> None:
-    assert write_plan(tmp_path / "again.plan", [head(), backbone()]).read_bytes() == plan_bytes
+    assert (
+        write_plan(tmp_path / "again.plan", [head(), backbone(), shuffle()]).read_bytes()
+        == plan_bytes
+    )
 
 
 def test_graphs_may_share_their_data(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_what_a_killed_writer_left_is_used_again(plan_path: Path, plan_bytes: by
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), plan_path])
     assert done.returncode == -signal.SIGKILL
     assert plan_path.read_bytes() == plan_bytes
-    write_plan(plan_path, [head(), backbone()])
+    write_plan(plan_path, [head(), backbone(), shuffle()])
     assert_untouched(plan_path, plan_bytes)
 
 

@@ -87,6 +87,13 @@ def test_a_loop_equals_single_runs(load: Open) -> None:
     np.testing.assert_array_equal(looped, np.asarray(iterate_by_run(session, *arguments)["next_x"]))
 
 
+def test_a_step_does_not_write_over_what_it_reads(load: Open) -> None:
+    order = np.array([[3, 2, 0, 1], [1, 2, 3, 0], [2, 0, 3, 1]])
+    x = np.arange(4 * CHANNELS, dtype=np.float32).reshape(4, CHANNELS)
+    outputs = load("shuffle").iterate({"next_x": "x"}, {}, {"order": order}, {"x": x})
+    np.testing.assert_array_equal(np.asarray(outputs["next_x"]), x[order[0]][order[1]][order[2]])
+
+
 def test_results_of_earlier_calls_stay(load: Open) -> None:
     session = load("head")
     first = session.iterate(*head_loop(seed=1))["next_x"]

@@ -138,6 +138,17 @@ def backbone() -> TinyGraph:
     return TinyGraph("backbone", model.SerializeToString(), external.data, inputs, outputs)
 
 
+def shuffle() -> TinyGraph:
+    """next_x = x[order], which goes wrong where next_x is written over x."""
+    inputs = (
+        TensorSpec("x", "float32", ("rows", CHANNELS)),
+        TensorSpec("order", "int64", ("rows",)),
+    )
+    outputs = (TensorSpec("next_x", "float32", ("rows", CHANNELS)),)
+    model = as_model([helper.make_node("Gather", ["x", "order"], ["next_x"])], [], inputs, outputs)
+    return TinyGraph("shuffle", model.SerializeToString(), b"", inputs, outputs)
+
+
 def expected_backbone(inputs: Arrays) -> np.ndarray:
     return CLASS_TABLE[inputs["class_index"]] + inputs["tokens"].sum(0)
 
