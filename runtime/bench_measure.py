@@ -116,6 +116,7 @@ def summarise(every: Sequence[Draw], counted: Sequence[Draw], batch: int) -> dic
             "p90": float(np.quantile(totals, 0.9)),
             "all": totals,
         },
+        "cpu_seconds_an_image": float(np.median([draw.cpu_seconds for draw in counted])) / batch,
         "images_a_second": 1 / float(np.median(totals)),
         "parts": _parts(counted, batch),
         "head_calls": counted[0].head_calls,

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -38,9 +38,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one batch cost: seconds by part, head calls and rows, peak memory in bytes."""
+    """What one batch cost.
+
+    Attributes:
+        seconds: wall time by part.
+        cpu_seconds: of all threads; what remains comparable on a machine that others use too.
+        head_calls, head_rows: the head's work.
+        peak_memory: in bytes.
+    """
 
     seconds: dict[str, float]
+    cpu_seconds: float
     head_calls: int
     head_rows: int
     peak_memory: int | None
@@ -157,8 +165,10 @@ def _draw(pipe: Pipeline, variant: Variant, seed: int) -> Draw:
     conditions = _conditions(pipe, variant.batch_size)
     stats = Stats()
     reset_peak_memory()
+    start = time.process_time()
     pipe.draw(conditions, settings, PhiloxNoise(seed, range(len(conditions))), stats)
-    return Draw(dict(stats.seconds), stats.head_calls, stats.head_rows, peak_memory())
+    used = time.process_time() - start
+    return Draw(dict(stats.seconds), used, stats.head_calls, stats.head_rows, peak_memory())
 
 
 def _conditions(pipe: Pipeline, count: int) -> list[Any]:
