@@ -1,4 +1,6 @@
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,3 +92,25 @@ def test_an_engine_that_was_named_never_becomes_another(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with Plan.open(plan_path) as plan, pytest.raises(MissingDependency, match="onnxruntime-gpu"):
         open_session(plan, "head", "cuda")
+
+
+def test_plans_run_without_torch_and_onnx(plan_path: Path) -> None:
+    code = """
+        import sys
+
+        sys.modules["torch"] = sys.modules["onnx"] = None
+
+        import numpy as np
+        from disa.engines.inspect import main
+        from disa.engines.open import open_session
+        from disa.engines.plan import Plan
+
+        with Plan.open(sys.argv[1]) as plan:
+            inputs = {"x": np.ones((2, 4), np.float32), "order": np.array([1, 0])}
+            print(open_session(plan, "shuffle", "cpu").run(inputs)["next_x"].sum())
+        main([sys.argv[1], "--check"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), plan_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "8.0", done.stderr
+    assert done.returncode == 0
