@@ -11,7 +11,7 @@ same for all and left out.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,17 @@ def whole(
     }
 
 
-def summary(record: dict[str, Any]) -> str:
-    """A record for people."""
+HEADINGS = (
+    *("contender", "s/image", "backbone", "head", "ms/backbone call", "ms/head step"),
+    *("against fp32", "against bf16", "difference"),
+)
+
+
+def race_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of a record's contenders under HEADINGS; calls and steps are medians."""
     results = record["contenders"]
     baseline, autocast = (results[name]["seconds_an_image"] for name in (FP32, BF16))
-    rows = [
+    return [
         [
             name,
             figure(result["seconds_an_image"]),
@@ -221,15 +227,18 @@ def summary(record: dict[str, Any]) -> str:
         ]
         for name, result in results.items()
     ]
-    headings = ("contender", "s/image", "backbone", "head", "ms/backbone call", "ms/head step")
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """A record for people."""
     machine = record["machine"]
     return "\n".join(
         [
             f"{record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
             f"{record['schedule']}: {len(record['measured'])} iterations measured",
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} before and "
-            f"{machine['load_after']} after, {record['threads']} threads, {record['clock']} seconds",
-            table((*headings, "over fp32", "over bf16", "difference"), rows),
+            f"{machine['load_after']} after, {record['threads']} threads, {record['clock']} time",
+            table(HEADINGS, race_rows(record)),
         ]
     )
 

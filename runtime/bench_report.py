@@ -36,9 +36,14 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Write a record, whole or not at all."""
+    write_text(json.dumps(record, indent=1) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -66,7 +71,7 @@ def summary(record: Mapping[str, Any]) -> str:
             f"after {engine['first_image_seconds']:.2f} s"
             + (f", {rate / 1e9:.0f} GFLOP/s in a large product" if rate else "")
         )
-    return "\n".join([*lines, "", table(HEADINGS, [_row(entry) for entry in record["variants"]])])
+    return "\n".join([*lines, "", table(HEADINGS, [row(entry) for entry in record["variants"]])])
 
 
 HEADINGS = (
@@ -75,7 +80,8 @@ HEADINGS = (
 )
 
 
-def _row(entry: Mapping[str, Any]) -> list[str]:
+def row(entry: Mapping[str, Any]) -> list[str]:
+    """The cells of a variant under HEADINGS."""
     seconds, parts, least = entry["seconds_an_image"], entry["parts"], entry["floor"]
     peak = entry["peak_memory_bytes"]
     return [

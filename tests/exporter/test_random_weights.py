@@ -1,0 +1,71 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from disa.engines.plan import Plan
+from disa.errors import DisaError
+from disa.exporter import random_weights
+from disa.exporter.mar_config import official_config
+from disa.exporter.random_weights import cache_folder, random_plan, random_state
+
+TINY = replace(
+    official_config("mar_b"),
+    img_size=64,
+    buffer_size=4,
+    encoder_embed_dim=768,
+    encoder_depth=1,
+    encoder_num_heads=12,
+    decoder_embed_dim=32,
+    decoder_depth=2,
+    decoder_num_heads=2,
+    diffloss_d=1,
+    diffloss_w=32,
+    class_num=3,
+    mlp_ratio=0.25,
+)
+
+
+def test_weights_are_the_same_for_a_seed() -> None:
+    first, again, other = random_state(TINY), random_state(TINY), random_state(TINY, seed=1)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+    assert not torch.equal(first["z_proj.weight"], other["z_proj.weight"])
+
+
+def test_every_layer_has_work() -> None:
+    state = random_state(TINY)
+    zero = [name for name, tensor in state.items() if not tensor.any()]
+    assert all(name.endswith("bias") for name in zero)
+    assert state["diffloss.net.final_layer.linear.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert state["encoder_norm.weight"].eq(1).all()
+
+
+def test_a_plan_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = replace(TINY, decoder_embed_dim=768, decoder_num_heads=12)
+    monkeypatch.setattr(random_weights, "official_config", lambda shapes: small)
+    old = tmp_path / "mar_b-random-0123.plan"
+    old.write_bytes(b"")
+    path = random_plan("mar_b", tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    made = path.stat().st_mtime_ns
+    assert random_plan("mar_b", tmp_path) == path
+    assert path.stat().st_mtime_ns == made
+    with Plan.open(path) as plan:
+        assert plan.manifest.model["encoder_depth"] == 1
+        plan.check()
+
+
+def test_unknown_shapes(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="no shapes named mar_x: choose one of mar_b"):
+        random_plan("mar_x", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "disa"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "disa"
