@@ -19,6 +19,8 @@ from disa.runtime.bench_report import HEADINGS, figure, row, write_text
 
 from .official_loop import BF16, FP32, race_rows
 from .official_loop import HEADINGS as RACE_HEADINGS
+from .savings import HEADINGS as SAVING_HEADINGS
+from .savings import saving_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,16 +37,16 @@ Record = Mapping[str, Any]
 @click.option("--chart", type=click.Path(path_type=Path), default=CHART)
 def main(results: Path, page: Path, chart: Path) -> None:
     """Make the page of the benchmarks and its chart from their records."""
-    races, benches = read_results(results)
+    races, benches, savings = read_results(results)
     chart.parent.mkdir(parents=True, exist_ok=True)
     page.parent.mkdir(parents=True, exist_ok=True)
     if races:
         draw_chart(races, chart)
-    write_text(make_page(races, benches, (results / "notes.md"), bool(races)), page)
+    write_text(make_page(races, benches, savings, results / "notes.md"), page)
 
 
-def read_results(folder: Path) -> tuple[list[Record], list[Record]]:
-    """Records of races and of disa-bench, in the order of their names."""
+def read_results(folder: Path) -> tuple[list[Record], list[Record], list[Record]]:
+    """Records of races, of disa-bench and of savings, in the order of their names."""
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -54,17 +56,20 @@ def read_results(folder: Path) -> tuple[list[Record], list[Record]]:
     if not records:
         raise DisaError(f"there are no records in {folder}: measure with --json first")
     races = [record for record in records if record.get("kind") == "official_loop"]
-    return races, [record for record in records if "variants" in record]
+    benches = [record for record in records if "variants" in record]
+    return races, benches, [record for record in records if record.get("kind") == "savings"]
 
 
-def make_page(races: Sequence[Record], benches: Sequence[Record], notes: Path, chart: bool) -> str:
+def make_page(
+    races: Sequence[Record], benches: Sequence[Record], savings: Sequence[Record], notes: Path
+) -> str:
     """The page in Markdown."""
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks.make_page` from the records in `benchmarks/results`. Every "
         "figure was measured; weights are random, which makes no difference to the time.",
     ]
-    if chart:
+    if races:
         parts.append("![Seconds an image](images/benchmarks.png)")
     if races:
         parts += ["## Against the original way", RACE_TEXT]
@@ -72,6 +77,9 @@ def make_page(races: Sequence[Record], benches: Sequence[Record], notes: Path, c
     if benches:
         parts += ["## disa-bench", BENCH_TEXT]
         parts += [part for record in benches for part in bench_parts(record)]
+    if savings:
+        parts += ["## Exact savings", "    python -m benchmarks.savings", SAVINGS_TEXT]
+        parts += [part for record in savings for part in saving_parts(record)]
     parts += ["## Targets", markdown(("target", "measured", "met"), targets(races, benches))]
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8").strip())
@@ -93,6 +101,17 @@ BENCH_TEXT = (
     "`near` is how much of the time it explains. `host` is all outside the graphs, noise included. "
     "`peak MiB` is resident memory of the process with Python and the mapped plan."
 )
+
+
+SAVINGS_TEXT = (
+    "What gives the same numbers for less work, each timed on its own at MAR-B's sizes with one "
+    "thread: 4 tokens of one guided image, half of the tokens visible. Milliseconds are CPU time."
+)
+
+
+def saving_parts(record: Record) -> list[str]:
+    """Savings: their machine and table."""
+    return [f"{machine_of(record)}.", markdown(SAVING_HEADINGS, saving_rows(record))]
 
 
 def race_parts(record: Record) -> list[str]:
