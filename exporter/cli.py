@@ -10,7 +10,7 @@ from ..cli import DisaCommand
 from ..errors import DisaError, MissingDependency
 from ..runtime.labels import read_labels
 from ..runtime.options import sampling_options
-from ..runtime.schedule import AnnealedSchedule, parse_steps
+from ..runtime.schedule import AnnealedSchedule, parse_steps, read_schedule, schedule_content
 
 STAGES = 10
 
@@ -91,6 +91,10 @@ def main(
 
 
 def _check_defaults(sampling: dict[str, Any]) -> None:
+    if sampling["schedule"]:
+        if sampling["steps"] or sampling["strategy"]:
+            raise DisaError("--schedule says the steps: leave out --steps and --strategy")
+        sampling["schedule"] = schedule_content(read_schedule(sampling["schedule"]))
     if sampling["steps"]:
         AnnealedSchedule(*parse_steps(sampling["steps"]))
     for option, lowest in (("cfg", 0.0), ("temperature", 0.0)):

@@ -18,7 +18,7 @@ from .masked import Watcher
 from .noise import NoiseSource
 from .prompt import TOKENIZER_MEMBER, Tokenizer, encode_prompts
 from .sampler import SamplerName
-from .schedule import AnnealedSchedule, Schedule, Strategy, parse_steps
+from .schedule import AnnealedSchedule, Schedule, Strategy, as_schedule, parse_steps
 from .settings import GuidanceSchedule, Settings
 from .stats import Stats
 from .xar import XARLoop
@@ -266,6 +266,8 @@ def _masked_options(options: Options, schedule: Schedule | None) -> dict[str, An
     }
 
 
-def _annealed(options: Options) -> AnnealedSchedule:
+def _annealed(options: Options) -> Schedule:
+    if "schedule" in options:
+        return as_schedule(options["schedule"])
     upper, lower = parse_steps(str(options["steps"]))
     return AnnealedSchedule(upper, lower, Strategy(options["strategy"]))

@@ -1,15 +1,17 @@
 """FlowAR's token loop: scale after scale, each denoised by the flow head."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engines.session import Array, Session
 from .flow import FlowSettings, FlowTable, euler_table
-from .head import Iteration
+from .head import Floats, Iteration
 from .masked import Watcher
 from .noise import NoiseSource
+from .sampler import StepTable
 from .stats import Stats
 
 
@@ -81,8 +83,34 @@ class FlowARLoop:
             if watch:
                 rows = sampled.reshape(tokens * batch, self.channels)
                 predicted = np.repeat(np.arange(tokens)[:, None], batch, axis=1)
-                watch(Iteration(index, table, scale, predicted, outputs["condition"], rows))
+                again = partial(self._again, outputs, positions, scale, settings.guidance_interval)
+                watch(
+                    Iteration(
+                        index,
+                        table,
+                        scale,
+                        predicted,
+                        outputs["condition"],
+                        rows,
+                        euler_table,
+                        again,
+                    )
+                )
         return sampled
+
+    def _again(
+        self,
+        condition: Mapping[str, Array],
+        positions: npt.NDArray[np.int64],
+        scale: float,
+        interval: float,
+        table: StepTable,
+        noise: Floats,
+    ) -> Array:
+        assert isinstance(table, FlowTable)
+        first = noise[0].reshape(len(positions), -1, self.channels)
+        sampled = self._head.sample(table, condition, positions, scale, interval, first, Stats())
+        return sampled.reshape(-1, self.channels)
 
 
 class FlowHead:
@@ -159,7 +187,9 @@ def guidance_rows(
 def empty_caches(session: Session, sizes: Mapping[str, int]) -> dict[str, Array]:
     """A cache of no tokens for every input of the session that is one."""
     return {
-        spec.name: session.empty(tuple(sizes.get(str(dim), dim) for dim in spec.shape), np.float32)
+        spec.name: session.empty(
+            tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape), np.float32
+        )
         for spec in session.inputs
         if spec.name.endswith("_cache")
     }

@@ -1,14 +1,17 @@
 """The denoising loop of an AR iteration: the head graph, once for each step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..engines.session import Array, Session
 from .sampler import StepTable
 from .stats import Stats
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Iteration:
         predicted: grid positions it predicted, [tokens, batch].
         condition: what the head was given, [guidance, tokens * batch, width].
         sampled: the tokens, [tokens * batch, C], rows (token, image).
+        table_of: the table that the run's sampler has for a number of steps.
+        denoise: draws the tokens again in the same state, with any table and with noise
+            [1 + steps, tokens * batch, C], of which the first is where denoising starts. It
+            holds what the iteration was given, so it is for use while the loop waits.
     """
 
     index: int
@@ -30,6 +37,8 @@ class Iteration:
     predicted: np.ndarray[Any, np.dtype[np.int64]]
     condition: Array
     sampled: Array
+    table_of: Callable[[int], StepTable]
+    denoise: Callable[[StepTable, Floats], Array]
 
 
 class Head:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engines.session import Array, Session
 from ..errors import DisaError
-from .head import Head, Iteration
+from .head import Floats, Head, Iteration
 from .noise import NoiseSource
+from .sampler import StepTable
 from .settings import Settings
 from .stats import Stats
 
@@ -69,8 +71,23 @@ class MaskedLoop:
             tokens[known : known + count] = sampled.reshape(count, batch, self.channels)
             known += count
             if watch:
-                watch(Iteration(index, table, scale, predicted, condition, sampled))
+                again = partial(self._again, condition, scale)
+                watch(
+                    Iteration(
+                        index,
+                        table,
+                        scale,
+                        predicted,
+                        condition,
+                        sampled,
+                        settings.table_of,
+                        again,
+                    )
+                )
         return tokens, positions
+
+    def _again(self, condition: Array, scale: float, table: StepTable, noise: Floats) -> Array:
+        return self._head.sample(table, condition, scale, noise, Stats())
 
 
 def prediction_counts(tokens: int, iterations: int) -> list[int]:

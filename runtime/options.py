@@ -1,6 +1,7 @@
 """Sampling options under the same names in every command."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +22,12 @@ LENGTH_OPTIONS = (
         "--steps",
         metavar="UPPER:LOWER",
         help="Denoising steps of the first and of the last AR iteration, such as 50:5.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Path(path_type=Path),
+        help="Steps of each AR iteration from a file of disa-calibrate, instead of --steps and "
+        "--strategy.",
     ),
 )
 OTHER_OPTIONS = (

@@ -16,7 +16,7 @@ from ..errors import DisaError
 from .families import AnySettings, open_family
 from .masked import Watcher
 from .noise import NoiseSource, PhiloxNoise
-from .schedule import Schedule
+from .schedule import Schedule, as_schedule
 from .stats import Stats
 
 Images = npt.NDArray[np.uint8]
@@ -97,7 +97,7 @@ class Pipeline:
         num_iterations: int | None = None,
         steps: str | int | None = None,
         strategy: str | None = None,
-        schedule: Schedule | None = None,
+        schedule: Schedule | str | os.PathLike[str] | None = None,
         sampler: str | None = None,
         temperature: float | None = None,
         size: str | int | None = None,
@@ -120,7 +120,8 @@ class Pipeline:
             num_iterations: AR iterations, at most the tokens of an image.
             steps: "UPPER:LOWER" denoising steps.
             strategy: "linear", "cosine", "two-stage", "constant", or "fixed".
-            schedule: an object that says the steps, instead of `steps` and `strategy`.
+            schedule: an object that says the steps, or the path of a schedule that was
+                written by disa-calibrate, instead of `steps` and `strategy`.
             sampler: "ddpm", "ddim", "dpm-solver", or "dpm-solver++".
             temperature: of the noise in each denoising step.
             size: pixels, "512" or "640x384" (width x height), for Harmon.
@@ -183,7 +184,9 @@ class Pipeline:
         stats.images += len(conditions)
         return images, latents
 
-    def settings(self, *, schedule: Schedule | None = None, **given: Any) -> AnySettings:
+    def settings(
+        self, *, schedule: Schedule | str | os.PathLike[str] | None = None, **given: Any
+    ) -> AnySettings:
         """Sampling options: those given, the others from the plan's defaults.
 
         Raises:
@@ -197,8 +200,14 @@ class Pipeline:
                     f"a {self.plan.manifest.family} model has no option {name}: it has "
                     f"{', '.join(known)}"
                 )
+        named = [name for name in ("steps", "strategy") if name in chosen]
+        if schedule is not None and named:
+            raise DisaError(f"a schedule says the steps: leave out {' and '.join(named)}")
+        if named:
+            known.pop("schedule", None)
+        fitted = None if schedule is None else as_schedule(schedule)
         try:
-            return self.family.settings({**known, **chosen}, schedule)
+            return self.family.settings({**known, **chosen}, fitted)
         except (KeyError, TypeError, ValueError) as error:
             raise DisaError(f"the sampling options are not usable: {error}") from error
 

@@ -2,14 +2,20 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from ..engines.checked_json import JSONError, Value, integer, list_of, load, text
 from ..errors import DisaError
 
 MIN_STEPS = 2
 MAX_STEPS = 1000
+MAX_SCHEDULE_BYTES = 4 << 20
+FORMAT = "disa-schedule"
+FORMAT_VERSION = 1
 
 
 class Strategy(StrEnum):
@@ -72,6 +78,88 @@ class AnnealedSchedule:
 
     def __str__(self) -> str:
         return f"{self.strategy} {self.upper}:{self.lower}"
+
+
+@dataclass(frozen=True)
+class FittedSchedule:
+    """Steps of each AR iteration as they were measured to be needed.
+
+    Attributes:
+        counts: steps, one number for each AR iteration of the measured runs.
+    """
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            raise DisaError("a schedule needs the steps of at least one AR iteration")
+        for count in self.counts:
+            if not MIN_STEPS <= count <= MAX_STEPS:
+                raise DisaError(
+                    f"step counts go from {MIN_STEPS} to {MAX_STEPS}, and a schedule has {count}"
+                )
+
+    def steps(self, iteration: int, iterations: int) -> int:
+        """The measured count; for another number of iterations, what lies between the counts."""
+        last = len(self.counts) - 1
+        place = iteration * last / (iterations - 1) if iterations > 1 else 0.0
+        low = min(int(place), last)
+        share = place - low
+        high = self.counts[min(low + 1, last)]
+        return round(self.counts[low] * (1 - share) + high * share)
+
+    def __str__(self) -> str:
+        return "fitted " + " ".join(map(str, self.counts))
+
+
+def read_schedule(path: Path) -> FittedSchedule:
+    """The schedule in a JSON file, as disa-calibrate writes it.
+
+    Raises:
+        DisaError: the file cannot be read, or holds no usable schedule.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SCHEDULE_BYTES + 1)
+    except OSError as error:
+        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
+    try:
+        if len(data) > MAX_SCHEDULE_BYTES:
+            raise JSONError(f"it is larger than {MAX_SCHEDULE_BYTES} bytes")
+        return _checked(load(data, "the schedule"))
+    except (JSONError, DisaError) as error:
+        raise DisaError(
+            f"{path}: {error}: give a schedule that disa-calibrate has written"
+        ) from error
+
+
+def as_schedule(given: Any) -> Schedule:
+    """A schedule from an object with `steps`, the path of a file, or a plan's default."""
+    if isinstance(given, str | Path):
+        return read_schedule(Path(given))
+    if isinstance(given, Mapping):
+        try:
+            return _checked(Value("the plan's schedule", given))
+        except JSONError as error:
+            raise DisaError(f"{error}: export the checkpoint again") from error
+    if not callable(getattr(given, "steps", None)):
+        raise DisaError("a schedule is an object with a method steps, or the path of a JSON file")
+    schedule: Schedule = given
+    return schedule
+
+
+def schedule_content(schedule: FittedSchedule) -> dict[str, Any]:
+    """What a schedule file must hold; it may hold more."""
+    return {"format": FORMAT, "version": FORMAT_VERSION, "steps": list(schedule.counts)}
+
+
+def _checked(root: Value) -> FittedSchedule:
+    if root.get("format", text) != FORMAT:
+        raise JSONError(f"{root.where} does not have the format {FORMAT}")
+    version = root.get("version", integer)
+    if version != FORMAT_VERSION:
+        raise JSONError(f"{root.where} has version {version}, and this disa reads {FORMAT_VERSION}")
+    return FittedSchedule(root.get("steps", list_of(integer)))
 
 
 def parse_steps(text: str) -> tuple[int, int]:

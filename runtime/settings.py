@@ -56,7 +56,10 @@ class Settings:
 
     def table(self, iteration: int) -> StepTable:
         """The denoising steps of AR iteration `iteration`."""
-        steps = self.schedule.steps(iteration, self.iterations)
+        return self.table_of(self.schedule.steps(iteration, self.iterations))
+
+    def table_of(self, steps: int) -> StepTable:
+        """The table of `steps` nominal denoising steps."""
         return step_table(self.sampler, steps, self.temperature, self._whole_range)
 
     @property

@@ -1,6 +1,7 @@
 """xAR's token loop: cluster after cluster, each denoised by the whole transformer."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -8,9 +9,10 @@ import numpy.typing as npt
 from ..engines.session import Array, Session
 from .flow import FlowSettings, FlowTable, euler_maruyama_table
 from .flowar import empty_caches, guidance_rows
-from .head import Iteration
+from .head import Floats, Iteration
 from .masked import Watcher
 from .noise import NoiseSource
+from .sampler import StepTable
 from .stats import Stats
 
 
@@ -85,8 +87,35 @@ class XARLoop:
             if watch:
                 rows = sampled.reshape(count * batch, self.channels)
                 predicted = np.repeat(np.arange(start, start + count)[:, None], batch, axis=1)
-                watch(Iteration(index, table, scale, predicted, class_index, rows))
+                again = partial(self._again, caches, start, class_index, scale)
+                watch(
+                    Iteration(
+                        index,
+                        table,
+                        scale,
+                        predicted,
+                        class_index,
+                        rows,
+                        euler_maruyama_table,
+                        again,
+                    )
+                )
         return tokens
+
+    def _again(
+        self,
+        caches: Mapping[str, Array],
+        start: int,
+        class_index: npt.NDArray[np.int64],
+        scale: float,
+        table: StepTable,
+        noise: Floats,
+    ) -> Array:
+        assert isinstance(table, FlowTable)
+        batch = class_index.shape[1]
+        draws = noise[: len(table)].reshape(len(table), -1, batch, self.channels)
+        sampled = self._denoise(table, caches, start, class_index, scale, draws)
+        return sampled.reshape(-1, self.channels)
 
     def _extended(
         self,

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disa.errors import DisaError
-from disa.runtime.schedule import AnnealedSchedule, Strategy, parse_steps
+from disa.runtime.schedule import (
+    AnnealedSchedule,
+    FittedSchedule,
+    Strategy,
+    as_schedule,
+    parse_steps,
+    read_schedule,
+    schedule_content,
+)
 
 RECORDED = json.loads((Path(__file__).parents[1] / "golden/schedules.json").read_text())["mar"]
 
@@ -49,3 +57,69 @@ def test_parse_steps() -> None:
     for wrong in ["", "a:b", "50:", ":5", "50:5:1", "-5", "5.5"]:
         with pytest.raises(DisaError, match="UPPER:LOWER"):
             parse_steps(wrong)
+
+
+def test_fitted_counts_are_taken_as_they_are() -> None:
+    schedule = FittedSchedule((50, 20, 9, 5))
+    assert [schedule.steps(i, 4) for i in range(4)] == [50, 20, 9, 5]
+    assert [schedule.steps(i, 7) for i in range(7)] == [50, 35, 20, 14, 9, 7, 5]
+    assert schedule.steps(0, 1) == 50
+
+
+@given(st.lists(st.integers(2, 1000), min_size=1, max_size=80), st.integers(1, 300))
+def test_other_numbers_of_iterations_stay_between_the_counts(
+    counts: list[int], iterations: int
+) -> None:
+    schedule = FittedSchedule(tuple(counts))
+    taken = [schedule.steps(i, iterations) for i in range(iterations)]
+    assert min(counts) <= min(taken)
+    assert max(taken) <= max(counts)
+    assert taken[0] == counts[0]
+    if iterations > 1:
+        assert taken[-1] == counts[-1]
+
+
+def test_a_schedule_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    schedule = FittedSchedule((7, 3, 2))
+    path.write_text(json.dumps({**schedule_content(schedule), "more": [1.5]}))
+    assert read_schedule(path) == as_schedule(path) == as_schedule(str(path)) == schedule
+    assert as_schedule(schedule_content(schedule)) == schedule
+    assert as_schedule(schedule) is schedule
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        "{",
+        '{"format": "disa-schedule"}',
+        '{"format": "disa-schedule", "version": 2, "steps": [5]}',
+        '{"format": "disa-schedule", "version": 1, "steps": []}',
+        '{"format": "disa-schedule", "version": 1, "steps": [1]}',
+        '{"format": "disa-schedule", "version": 1, "steps": [1001]}',
+        '{"format": "disa-schedule", "version": 1, "steps": [5.5]}',
+        '{"format": "disa-schedule", "version": 1, "steps": [true]}',
+        '{"format": "disa-schedule", "version": 1, "steps": "5"}',
+        '{"format": "disa-schedule", "version": 1, "steps": [5], "steps": [6]}',
+        '{"format": "other", "version": 1, "steps": [5]}',
+        '{"format": "disa-schedule", "version": 1, "steps": [NaN]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_schedule_is_refused_in_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "schedule.json"
+    path.write_text(content)
+    with pytest.raises(DisaError, match="disa-calibrate") as caught:
+        read_schedule(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_schedule_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="cannot be read"):
+        read_schedule(tmp_path / "none.json")
+    with pytest.raises(DisaError, match="object with a method steps"):
+        as_schedule(5)

@@ -1,0 +1,253 @@
+"""disa-calibrate: measures a plan, and fits the denoising steps to it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..cli import DisaCommand, progress_bar
+from ..engines.open import ENGINES
+from ..errors import DisaError
+from ..runtime.options import other_sampling_options
+from ..runtime.outputs import identify
+from ..runtime.pipeline import Pipeline
+from ..runtime.run import choose_prompts, take_in_turn
+from ..runtime.schedule import (
+    AnnealedSchedule,
+    FittedSchedule,
+    Strategy,
+    parse_steps,
+    schedule_content,
+)
+from .fit import Tradeoff, counts_of, fit_to_cost, fit_to_error
+from .measure import Measurement, measure
+
+DEFAULT_NUM = 128
+MAX_BATCH = 16
+MIN_BATCH = 2
+
+
+@click.command(
+    cls=DisaCommand,
+    epilog="Examples:\n\n\b\n"
+    "  disa-calibrate engines/mar_b.plan --num 256 -o mar_b.schedule.json\n"
+    "  disa-calibrate engines/mar_b.plan --match cost --cost time -o mar_b.schedule.json\n"
+    "  disa-run engines/mar_b.plan --schedule mar_b.schedule.json --num 64",
+)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option(
+    "--num",
+    type=click.IntRange(2),
+    default=DEFAULT_NUM,
+    show_default=True,
+    help="Images to draw at most; fewer where the intervals are tight before.",
+)
+@click.option(
+    "--precision",
+    type=click.FloatRange(0),
+    default=0.05,
+    show_default=True,
+    help="Stop when no 95 % interval reaches further than this share of its signal's largest mean.",
+)
+@click.option(
+    "--reference-steps",
+    type=click.IntRange(6, 1000),
+    default=100,
+    show_default=True,
+    help="Steps that stand for the exact distribution.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["quality", "cost"]),
+    default="quality",
+    show_default=True,
+    help="Quality: as good as the baseline, and cheaper. Cost: as cheap, and better.",
+)
+@click.option(
+    "--target",
+    type=click.FloatRange(0, min_open=True),
+    help="The error itself, instead of --match.",
+)
+@click.option(
+    "--cost",
+    type=click.Choice(["calls", "time"]),
+    default="calls",
+    show_default=True,
+    help="Count head calls weighted by their rows, or the measured time of the head.",
+)
+@click.option("--iterations", type=click.IntRange(1), help="AR iterations of an image.")
+@click.option("--steps", metavar="UPPER:LOWER", help="Steps of the baseline; the plan's default.")
+@other_sampling_options
+@click.option("--prompt", "prompts", multiple=True, help="Text to draw; may be repeated.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="Texts to draw, one a line.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(MIN_BATCH), help="Images drawn together.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The schedule [PLAN.schedule.json]."
+)
+@click.option("--plot", is_flag=True, help="Also draw the measurement, as OUTPUT with .png.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def main(
+    plan: Path,
+    num: int,
+    precision: float,
+    reference_steps: int,
+    match: str,
+    target: float | None,
+    cost: str,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
+    seed: int,
+    batch_size: int | None,
+    engine: str,
+    threads: int | None,
+    output: Path | None,
+    plot: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Measure PLAN and write the steps that each AR iteration needs.
+
+    Images are drawn with many denoising steps. In each AR iteration the tokens are drawn again
+    from the same state, with many steps and with few: how well they can be predicted, how much
+    they vary, how straight their denoising paths are, and how far fewer steps lead away.
+    """
+    path = output or plan.with_suffix(".schedule.json")
+    if plot:
+        from .plot import require_matplotlib
+
+        require_matplotlib()
+    pipe = Pipeline.from_plan(plan, engine, threads=threads)
+    settings = pipe.settings(**sampling)
+    baseline = baseline_schedule(pipe, sampling)
+    if pipe.family.classes is None:
+        conditions: list[Any] = choose_prompts(pipe, num, prompts, prompt_file, ())
+    elif prompts or prompt_file:
+        raise DisaError(f"a {pipe.plan.manifest.family} model draws classes, not prompts")
+    else:
+        conditions = take_in_turn(range(pipe.family.classes), num)
+    size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(settings)))
+    with progress_bar(num, f"at most {num} images", "image") as advance:
+        measured = measure(
+            pipe,
+            settings,
+            conditions,
+            many=reference_steps,
+            precision=precision,
+            batch_size=size,
+            seed=seed,
+            advance=advance,
+        )
+    steps = fit(measured.tradeoff, baseline, match, target, cost)
+    content = describe(pipe, settings, measured, steps, baseline, cost) | {
+        "precision": precision,
+        "reference_steps": reference_steps,
+        "seed": seed,
+    }
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    if plot:
+        from .plot import draw
+
+        draw(measured, steps, path.with_suffix(".png"))
+    click.echo(json.dumps(content, indent=1) if as_json else summary(content, path))
+
+
+def baseline_schedule(pipe: Pipeline, sampling: dict[str, Any]) -> AnnealedSchedule:
+    """The schedule to be matched: what is given, the rest from the plan's defaults."""
+    defaults = pipe.plan.manifest.defaults
+    upper, lower = parse_steps(sampling["steps"] or str(defaults.get("steps", "50:5")))
+    return AnnealedSchedule(
+        upper, lower, Strategy(sampling["strategy"] or defaults.get("strategy", Strategy.LINEAR))
+    )
+
+
+def fit(
+    tradeoff: Tradeoff, baseline: AnnealedSchedule, match: str, target: float | None, cost: str
+) -> list[int]:
+    """The fitted steps; DisaError if no measured count is good enough for `target`."""
+    error, price = tradeoff.of(counts_of(baseline, len(tradeoff.tokens)), cost)
+    if target is None and match == "cost":
+        return fit_to_cost(tradeoff, price, cost)
+    wanted = error if target is None else target
+    steps = fit_to_error(tradeoff, wanted, cost)
+    reached = tradeoff.of(steps, cost)[0]
+    if target is not None and reached > target:
+        raise DisaError(
+            f"an error of {target:g} is not reached: {tradeoff.counts[-1]} steps in every "
+            f"iteration have {reached:.2g}; give a larger --target or --reference-steps"
+        )
+    return steps
+
+
+def describe(
+    pipe: Pipeline,
+    settings: Any,
+    measured: Measurement,
+    steps: list[int],
+    baseline: AnnealedSchedule,
+    cost: str,
+) -> dict[str, Any]:
+    """The content of a schedule file."""
+    tradeoff = measured.tradeoff
+    of_baseline = counts_of(baseline, len(steps))
+    options = {
+        name: value if isinstance(value, int | float) else str(value)
+        for name, value in vars(settings).items()
+        if name != "schedule"
+    }
+    return {
+        **schedule_content(FittedSchedule(tuple(steps))),
+        "made_by": f"disa {__version__}",
+        "plan": pipe.plan.manifest.name,
+        "plan_sha256": identify(pipe.plan),
+        "engine": pipe.engine,
+        "options": options,
+        "cost": cost,
+        "fitted": predicted(tradeoff, steps),
+        "baseline": {"schedule": str(baseline), **predicted(tradeoff, of_baseline)},
+        "images": measured.images,
+        "tightness": measured.tightness,
+        "signals": measured.signals.to_json(),
+    }
+
+
+def predicted(tradeoff: Tradeoff, steps: list[int]) -> dict[str, float]:
+    """What the measurement says about some steps, for one image."""
+    error, calls = tradeoff.of(steps, "calls")
+    return {"error": error, "calls": calls, "seconds": tradeoff.of(steps, "time")[1]}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DisaError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def summary(content: dict[str, Any], path: Path) -> str:
+    """What was measured and chosen, for people."""
+    signals = content["signals"]
+    lines = [f"{content['images']} images, intervals within {content['tightness']:.1%}"]
+    lines.append(f"  {'signal':<16}{'first':>9}{'middle':>9}{'last':>9}")
+    for name, signal in signals.items():
+        mean = signal["mean"]
+        shown = (mean[0], mean[len(mean) // 2], mean[-1])
+        lines.append(f"  {name:<16}" + "".join(f"{value:9.4f}" for value in shown))
+    for name in ("baseline", "fitted"):
+        row = content[name]
+        label = row.get("schedule", f"fitted {content['steps'][0]}:{content['steps'][-1]}")
+        lines.append(
+            f"  {label:<18} error {row['error']:.5f}, {row['calls']:.0f} rows and "
+            f"{row['seconds']:.3f} s of the head for an image"
+        )
+    return "\n".join([*lines, str(path)])

@@ -1,0 +1,187 @@
+"""From measured errors to the steps of each AR iteration.
+
+The quality of a schedule is the energy distance between the tokens it draws and tokens drawn
+with many steps from the same state, in units of the tokens' standard deviation, averaged over
+all tokens of an image. It compares whole distributions of a token, not pairs of samples, and it
+counts each token alike, as the chain rule does: how far the distribution of an image can be off
+is bounded by the sum of how far the conditional distributions of its tokens are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.schedule import Schedule
+from .signals import CONFIDENCE, Batches, Signal, gather, token_variance
+
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+SIGNIFICANT = 2.0
+"""Standard errors from which an error counts as measured."""
+SMOOTHING = 1 / 24
+"""Width of the Gaussian over neighbouring AR iterations, as a share of their number."""
+BISECTIONS = 80
+PRICES = (-30.0, 30.0)
+"""Logarithms of the least and the greatest price of cost in units of error."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Error and cost of every step count in every AR iteration.
+
+    Attributes:
+        counts: step counts, ascending by one, [counts].
+        error: energy distance to many steps, [iterations, counts]; falls with the count.
+        calls: head calls times tokens of an image, [iterations, counts].
+        seconds: time of the head for an image, [iterations, counts].
+        tokens: tokens that each iteration predicts, [iterations].
+    """
+
+    counts: Ints
+    error: Doubles
+    calls: Doubles
+    seconds: Doubles
+    tokens: Ints
+
+    def cost(self, kind: str) -> Doubles:
+        """Cost by "calls" or by "time"."""
+        return self.seconds if kind == "time" else self.calls
+
+    def of(self, steps: Sequence[int], kind: str) -> tuple[float, float]:
+        """Error and cost of a schedule; counts outside the measured ones take the nearest."""
+        column = np.clip(np.asarray(steps), self.counts[0], self.counts[-1]) - self.counts[0]
+        rows = np.arange(len(self.tokens))
+        error = self.error[rows, column] @ self.tokens / self.tokens.sum()
+        return float(error), float(self.cost(kind)[rows, column].sum())
+
+
+def measure_tradeoff(batches: Batches, counts: Sequence[int]) -> Tradeoff:
+    """What the observations say about each step count from the least to the most of `counts`.
+
+    Measured errors are smoothed over neighbouring AR iterations and made to fall with the
+    count. Where an error can no longer be told from zero it goes on falling with the square of
+    the count: the samplers are of first order, and the energy distance is a square.
+    """
+    tokens = np.array([seen.tokens for seen in batches[0]])
+    values = gather(batches, "distances") / np.sqrt(token_variance(batches))
+    mean, half = [], []
+    for column in range(len(counts)):
+        signal = Signal.of(values[:, column])
+        mean.append(signal.mean)
+        half.append(signal.half_width)
+    kernel = _kernel(len(tokens)) * tokens
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    error = kernel @ np.array(mean).T
+    spread = np.sqrt(np.square(kernel) @ np.square(np.array(half).T / CONFIDENCE))
+    falling = np.stack(
+        [
+            _extended(_falling(row), deviation, np.asarray(counts))
+            for row, deviation in zip(error, spread, strict=True)
+        ]
+    )
+    every = np.arange(counts[0], counts[-1] + 1)
+    images = sum(len(batch[0].variance) for batch in batches)
+    seconds = np.sum([[seen.seconds for seen in batch] for batch in batches], axis=0) / images
+    calls = np.stack([seen.calls for seen in batches[0]])
+    every_call = _interpolated(every, counts, calls, straight=True)
+    return Tradeoff(
+        every,
+        np.exp(_interpolated(every, counts, np.log(falling))),
+        every_call * tokens[:, None],
+        _affine(calls, every_call, seconds),
+        tokens,
+    )
+
+
+def fit_to_error(tradeoff: Tradeoff, error: float, kind: str) -> list[int]:
+    """The cheapest steps whose mean error is at most `error`; the most steps if none are."""
+    best = [int(tradeoff.counts[-1])] * len(tradeoff.tokens)
+    low, high = PRICES
+    for _ in range(BISECTIONS):
+        price = (low + high) / 2
+        steps = _choose(tradeoff, kind, price)
+        if tradeoff.of(steps, kind)[0] <= error:
+            best, low = steps, price
+        else:
+            high = price
+    return best
+
+
+def fit_to_cost(tradeoff: Tradeoff, cost: float, kind: str) -> list[int]:
+    """The steps of the least mean error that cost at most `cost`; the fewest if none do."""
+    best = [int(tradeoff.counts[0])] * len(tradeoff.tokens)
+    low, high = PRICES
+    for _ in range(BISECTIONS):
+        price = (low + high) / 2
+        steps = _choose(tradeoff, kind, price)
+        if tradeoff.of(steps, kind)[1] <= cost:
+            best, high = steps, price
+        else:
+            low = price
+    return best
+
+
+def counts_of(schedule: Schedule, iterations: int) -> list[int]:
+    """The steps of a schedule in each AR iteration."""
+    return [schedule.steps(index, iterations) for index in range(iterations)]
+
+
+def _choose(tradeoff: Tradeoff, kind: str, price: float) -> list[int]:
+    """The steps that are best when a unit of cost is worth e^price of error.
+
+    With one price for all AR iterations no steps can be moved from one to another with a gain
+    (Everett 1963, generalised Lagrange multipliers).
+    """
+    cost = tradeoff.cost(kind)
+    total = tradeoff.error * tradeoff.tokens[:, None] + np.exp(price) * cost / cost[:, -1].sum()
+    return [int(count) for count in tradeoff.counts[total.argmin(axis=1)]]
+
+
+def _kernel(iterations: int) -> Doubles:
+    distance = np.subtract.outer(np.arange(iterations), np.arange(iterations))
+    weights: Doubles = np.exp(-0.5 * np.square(distance / max(iterations * SMOOTHING, 1e-3)))
+    return weights
+
+
+def _falling(values: Doubles) -> Doubles:
+    """The nearest values in squares that never rise (pool adjacent violators)."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([float(value), 1.0])
+        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+            last, weight = blocks.pop()
+            before = blocks[-1]
+            before[0] = (before[0] * before[1] + last * weight) / (before[1] + weight)
+            before[1] += weight
+    return np.concatenate([np.full(int(weight), value) for value, weight in blocks])
+
+
+def _extended(values: Doubles, deviation: Doubles, counts: npt.NDArray[np.int_]) -> Doubles:
+    """`values` with the end that is lost in noise drawn on as counts^-2."""
+    measured = np.flatnonzero(values > SIGNIFICANT * deviation)
+    last = int(measured[-1]) if len(measured) else 0
+    start = values[last] if len(measured) else max(float(deviation[0]), TINY)
+    extended = values.copy()
+    extended[last:] = start * np.square(counts[last] / counts[last:])
+    return np.maximum(extended, TINY)
+
+
+def _interpolated(
+    every: Ints, counts: Sequence[int], values: Doubles, straight: bool = False
+) -> Doubles:
+    """Rows of `values` at `counts` for every count; along the logarithm unless `straight`."""
+    x, known = (every, counts) if straight else (np.log(every), np.log(counts))
+    return np.stack([np.interp(x, known, row) for row in values])
+
+
+def _affine(calls: Doubles, at: Doubles, seconds: Doubles) -> Doubles:
+    """Seconds at the calls `at`: a start and a time for each call, by least squares."""
+    lines = []
+    for known, wanted, measured in zip(calls, at, seconds, strict=True):
+        slope, start = np.polyfit(known, measured, 1)
+        lines.append(np.maximum(start + slope * wanted, TINY))
+    return np.stack(lines)

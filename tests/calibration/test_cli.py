@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from disa.calibration.cli import main
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.run import main as run
+from disa.runtime.schedule import read_schedule
+
+QUICK = ["--num", "4", "--reference-steps", "8", "--iterations", "3", "--engine", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def schedule(pixel_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibrated") / "pixels.json"
+    result = CliRunner().invoke(main, [str(pixel_plan), *QUICK, "--plot", "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "variance" in result.output
+    return path
+
+
+def test_what_is_written(schedule: Path) -> None:
+    content = json.loads(schedule.read_text())
+    assert len(content["steps"]) == 3
+    assert content["images"] == 4
+    assert content["fitted"]["error"] <= content["baseline"]["error"]
+    assert content["fitted"]["calls"] <= content["baseline"]["calls"]
+    assert list(read_schedule(schedule).counts) == content["steps"]
+    assert schedule.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in schedule.parent.iterdir()) == ["pixels.json", "pixels.png"]
+
+
+def test_the_schedule_is_taken_by_run(schedule: Path, pixel_plan: Path, tmp_path: Path) -> None:
+    arguments = [str(pixel_plan), "--num", "2", "--iterations", "3", "--engine", "cpu"]
+    command = [*arguments, "--schedule", str(schedule), "-o", str(tmp_path / "run"), "--json"]
+    result = CliRunner().invoke(run, command)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["stats"]["head_calls"] == sum(read_schedule(schedule).counts)
+
+
+def test_the_python_interface_takes_it(schedule: Path, pixel_pipeline: Pipeline) -> None:
+    drawn = pixel_pipeline(1, schedule=schedule, num_iterations=3)
+    assert drawn.stats.head_calls == sum(read_schedule(schedule).counts)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "a bag"], "draws classes"),
+        (["--target", "1e-11"], "is not reached"),
+        (["--steps", "5:50"], "lower step count"),
+    ],
+)
+def test_what_cannot_be(pixel_plan: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    path = tmp_path / "schedule.json"
+    result = CliRunner().invoke(main, [str(pixel_plan), *QUICK, *options, "-o", str(path)])
+    assert result.exit_code == 1
+    assert words in result.output
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from disa.calibration.fit import (
+    Tradeoff,
+    _extended,
+    _falling,
+    counts_of,
+    fit_to_cost,
+    fit_to_error,
+)
+from disa.runtime.schedule import AnnealedSchedule
+
+COUNTS = np.arange(2, 51)
+DIFFICULTY = np.geomspace(1.0, 0.01, 12)
+TOKENS = np.array([1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7])
+
+
+@pytest.fixture
+def tradeoff() -> Tradeoff:
+    """Errors of difficulty / counts^2: the best counts are known."""
+    error = DIFFICULTY[:, None] / COUNTS**2.0
+    calls = TOKENS[:, None] * COUNTS.astype(float)
+    return Tradeoff(COUNTS, error, calls, 0.5 + 0.01 * calls, TOKENS)
+
+
+def test_steps_follow_the_difficulty(tradeoff: Tradeoff) -> None:
+    linear = counts_of(AnnealedSchedule(50, 5), len(TOKENS))
+    error, calls = tradeoff.of(linear, "calls")
+    steps = fit_to_cost(tradeoff, calls, "calls")
+    assert steps == sorted(steps, reverse=True)
+    # Equal slopes: 2 * difficulty / count^3 is the same everywhere.
+    slopes = 2 * DIFFICULTY / np.array(steps) ** 3.0
+    assert slopes.max() / slopes.min() < 1.6
+    assert tradeoff.of(steps, "calls")[0] < error
+    assert tradeoff.of(steps, "calls")[1] <= calls
+
+
+def test_the_same_error_for_less(tradeoff: Tradeoff) -> None:
+    linear = counts_of(AnnealedSchedule(50, 5), len(TOKENS))
+    for kind in ("calls", "time"):
+        error, cost = tradeoff.of(linear, kind)
+        steps = fit_to_error(tradeoff, error, kind)
+        assert tradeoff.of(steps, kind)[0] <= error
+        assert tradeoff.of(steps, kind)[1] < cost
+
+
+def test_what_cannot_be_reached(tradeoff: Tradeoff) -> None:
+    assert fit_to_error(tradeoff, 0.0, "calls") == [50] * 12
+    assert fit_to_cost(tradeoff, 0.0, "calls") == [2] * 12
+
+
+def test_error_is_a_mean_over_tokens(tradeoff: Tradeoff) -> None:
+    error, calls = tradeoff.of([2] * 12, "calls")
+    assert error == pytest.approx((DIFFICULTY / 4 * TOKENS).sum() / TOKENS.sum())
+    assert calls == 2 * TOKENS.sum()
+    assert tradeoff.of([1000] * 12, "calls") == tradeoff.of([50] * 12, "calls")
+
+
+def test_falling_is_the_nearest_that_falls() -> None:
+    np.testing.assert_allclose(_falling(np.array([3.0, 1, 2, 2, 0])), [3, 5 / 3, 5 / 3, 5 / 3, 0])
+    np.testing.assert_allclose(_falling(np.array([1.0, 2, 3])), [2, 2, 2])
+
+
+def test_noise_is_not_taken_for_an_error() -> None:
+    counts = np.array([2, 4, 8, 16])
+    values, deviation = np.array([1.0, 0.5, 0.01, -0.01]), np.full(4, 0.02)
+    np.testing.assert_allclose(_extended(values, deviation, counts), [1, 0.5, 0.125, 0.03125])
+    nothing = _extended(np.zeros(4), deviation, counts)
+    np.testing.assert_allclose(nothing, 0.02 * (2 / counts) ** 2)

@@ -1,0 +1,65 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disa.calibration.measure import measure
+from disa.errors import DisaError
+from disa.runtime.pipeline import Pipeline
+
+QUICK: dict[str, Any] = {"many": 8, "precision": 0.0, "batch_size": 3}
+
+
+def test_every_iteration_is_measured(pixel_pipeline: Pipeline) -> None:
+    settings = pixel_pipeline.settings(iterations=3)
+    seen: list[int] = []
+    measured = measure(pixel_pipeline, settings, [1, 2, 3, 4, 5], **QUICK, advance=seen.append)
+    assert measured.images == 5
+    assert seen == [3, 2]
+    for name in ("predictability", "variance", "curvature"):
+        signal = getattr(measured.signals, name)
+        assert signal.mean.shape == signal.half_width.shape == (3,)
+        assert (signal.mean > 0).all()
+        assert np.isfinite(signal.half_width).all()
+    tradeoff = measured.tradeoff
+    assert tradeoff.tokens.sum() == pixel_pipeline.plan.manifest.tokens["count"]
+    assert tradeoff.counts.tolist() == [2, 3, 4]
+    assert (np.diff(tradeoff.error, axis=1) <= 0).all()
+    np.testing.assert_array_equal(tradeoff.calls[:, 0], 2 * tradeoff.tokens)
+
+
+def test_the_seed_decides(pixel_pipeline: Pipeline) -> None:
+    settings = pixel_pipeline.settings(iterations=2)
+    first, second, other = (
+        measure(pixel_pipeline, settings, [1, 2], **QUICK, seed=seed).signals.variance.mean
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - other).max() > 1e-6
+
+
+def test_it_stops_when_the_intervals_are_tight(pixel_pipeline: Pipeline) -> None:
+    settings = pixel_pipeline.settings(iterations=2)
+    measured = measure(pixel_pipeline, settings, [0] * 9, **{**QUICK, "precision": 100.0})
+    assert measured.images == 3
+
+
+def test_too_little_to_measure(pixel_pipeline: Pipeline) -> None:
+    settings = pixel_pipeline.settings(iterations=2)
+    with pytest.raises(DisaError, match="--num"):
+        measure(pixel_pipeline, settings, [1], **QUICK)
+    with pytest.raises(DisaError, match="too few"):
+        measure(pixel_pipeline, settings, [1, 2], **{**QUICK, "many": 5})
+
+
+@pytest.mark.parametrize("name", ["flowar_s", "xar"])
+def test_flow_families(golden_plan: Callable[..., Path], name: str) -> None:
+    pipe = Pipeline.from_plan(golden_plan(name), "cpu")
+    measured = measure(pipe, pipe.settings(), [1, 2], **QUICK)
+    iterations = pipe.family.iterations(pipe.settings())
+    for signal in vars(measured.signals).values():
+        assert signal.mean.shape == (iterations,)
+        assert (signal.mean > 0).all()
+    assert np.isfinite(measured.tradeoff.error).all()
