@@ -12,7 +12,7 @@ from ..session import TensorSpec
 
 MAX_TABLE = 1000
 """Rows of a table of timesteps: no sampler visits more than the steps of training."""
-MAX_ROWS = 4096
+MAX_ROWS = 2048
 """Rows of a denoising step in one call. So many fill any GPU, so more come in several calls."""
 SPLIT = ("batch", "rows")
 """Dimensions along which a request that is too large is cut, the first that an input has."""

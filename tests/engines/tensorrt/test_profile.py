@@ -36,7 +36,7 @@ def test_dimensions_of_mar() -> None:
     assert ranges["visible"] == Range(0, 128, 256)
     assert ranges["predicted"] == Range(1, 5, 256)
     assert ranges["guidance"] == Range(1, 2, 2)
-    assert ranges["rows"] == Range(1, 40, 4096)
+    assert ranges["rows"] == Range(1, 40, 2048)
     assert ranges["steps"].maximum == 1000
 
 
