@@ -16,6 +16,7 @@ from disa.exporter.graph import Graph, evaluate
 from disa.exporter.xar_config import SIZES, defaults, official_config
 
 from ..conftest import GOLDEN
+from .test_flowar import numbers_in
 
 Plans = Callable[..., Path]
 
@@ -115,15 +116,24 @@ def test_half_precision_exports(golden_plan: Plans) -> None:
     assert 0.4 * sizes[0] < sizes[1] < 0.75 * sizes[0]
 
 
-def test_the_loop_does_not_carry_the_modulation_weights(golden_plan: Plans) -> None:
+def test_the_loop_does_not_carry_the_modulation_weights(
+    golden_plan: Plans, state: dict[str, torch.Tensor]
+) -> None:
     plan = Plan.open(golden_plan("xar"))
-    members = plan.graph("head").data
-    stored = sum(len(plan.read(member)) for member in members if "timestep" not in member) / 4
-    state = open_checkpoint(GOLDEN / "xar" / "checkpoint.pth").state
+    hoisted = ("ada_lin", "class_emb", "time_embed", "rope", "mask")
     used = sum(
-        tensor.numel()
-        for key, tensor in state.items()
-        if not any(part in key for part in ("ada_lin", "rope", "mask", "class_emb", "time_embed"))
+        tensor.numel() for key, tensor in state.items() if not any(part in key for part in hoisted)
     )
     tables = 2 * 2 * 256 * 8
-    assert used <= stored <= used + tables + 1000
+    assert used <= numbers_in(plan, "head") <= used + tables + 100
+
+
+def test_prefill_and_head_share_their_weights_in_the_plan(golden_plan: Plans) -> None:
+    plan = Plan.open(golden_plan("xar"))
+    members = plan.manifest.members
+    head, prefill = (set(plan.graph(name).data) for name in ("head", "prefill"))
+    assert head & prefill
+    # The head's own are its last block's second half and what is too small to share.
+    assert sum(members[name].size for name in head - prefill) < 0.25 * sum(
+        members[name].size for name in prefill
+    )
