@@ -86,7 +86,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--gpu",
             "gpus",
-            callback=lambda _ctx, _param, text: parse_gpus(text) if text else (),
+            callback=_parsed(parse_gpus, ()),
             metavar="sm_89,sm_120",
             help="Architectures to build for.  [default: the GPU present]",
         ),
@@ -95,7 +95,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "batch",
             default="1:8:64",
             show_default=True,
-            callback=lambda _ctx, _param, text: profile.Range.parse(text),
+            callback=_parsed(profile.Range.parse, None),
             metavar="MIN:USUAL:MAX",
             help="Images at a time; the engine is fastest at USUAL.",
         ),
@@ -116,6 +116,18 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _parsed(parse: Callable[[str], Any], absent: Any) -> Callable[..., Any]:
+    """A callback of an option; what cannot be parsed is a usage error."""
+
+    def callback(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
+        try:
+            return absent if text is None else parse(text)
+        except DisaError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
 def parse_gpus(text: str) -> tuple[int, ...]:
     """Architectures from "sm_89,sm_120", also written 89 or 8.9. DisaError for anything else."""
     targets = []
@@ -125,6 +137,18 @@ def parse_gpus(text: str) -> tuple[int, ...]:
             raise DisaError(f"{part.strip()!r} is no GPU architecture: write it as sm_89")
         targets.append(int(match[1].replace(".", "")))
     return tuple(sorted(set(targets)))
+
+
+def engines_by_default() -> bool:
+    """Whether engines are built without being asked for: a GPU and a TensorRT that knows it."""
+    gpu = device.present()
+    if gpu is None:
+        return False
+    try:
+        chosen = flavour.load()
+    except DisaError:
+        return False
+    return not chosen.architectures or gpu.sm in chosen.architectures
 
 
 def add_engines(

@@ -14,6 +14,7 @@ from disa.engines.build import (
     add_engines,
     build_engines,
     engine_options,
+    engines_by_default,
     parse_gpus,
     unpacked,
 )
@@ -272,24 +273,41 @@ def test_no_room_to_unpack_is_told(plan: Path, monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
-def run(command: Callable[..., None], *arguments: str) -> str:
-    wrapped = click.command()(engine_options(command))
-    result = CliRunner().invoke(wrapped, arguments)
-    return result.output if result.exception is None else f"{result.exception or result.output}"
+def run(command: Callable[..., None], *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(click.command()(engine_options(command)), arguments)
+    return result.exit_code, result.output
 
 
 def test_options_of_a_command() -> None:
     def command(**options: object) -> None:
         click.echo(repr(EngineOptions.from_command(**options)))  # type: ignore[arg-type]
 
-    assert run(command) == f"{EngineOptions()!r}\n"
+    assert run(command) == (0, f"{EngineOptions()!r}\n")
     given = run(
         command,
         *("--gpu", "sm_89,sm_120", "--engine", "tensorrt-rtx", "--batch-size", "2:4:8"),
         *("--workspace", "512", "--optimization-level", "5"),
     )
     wanted = EngineOptions("tensorrt-rtx", (89, 120), Range(2, 4, 8), 512 << 20, 5)
-    assert given == f"{wanted!r}\n"
-    assert run(command, "--engine", "onnxruntime") == "None\n"
-    assert "no GPU architecture" in run(command, "--gpu", "rtx")
-    assert "no batch size" in run(command, "--batch-size", "0")
+    assert given == (0, f"{wanted!r}\n")
+    assert run(command, "--engine", "onnxruntime") == (0, "None\n")
+    for arguments, text in (
+        (("--gpu", "rtx"), "no GPU architecture"),
+        (("--batch-size", "0"), "no batch size"),
+        (("--optimization-level", "6"), "0<=x<=5"),
+    ):
+        code, output = run(command, *arguments)
+        assert code == 2
+        assert text in output
+
+
+def test_engines_are_built_unasked_only_where_they_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for sm, wanted in ((None, False), (89, True), (90, False)):
+        gpu = None if sm is None else FakeDevice(sm=sm)
+        monkeypatch.setattr(device, "present", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(flavour, "load", lambda: flavour.find("tensorrt-rtx"))
+        assert engines_by_default() == wanted
+    monkeypatch.setattr(flavour, "load", lambda: fake_flavour(FakeDevice(), rtx=False))
+    assert engines_by_default()
