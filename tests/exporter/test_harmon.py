@@ -158,7 +158,8 @@ def test_both_guidance_halves_get_what_each_alone_would(model: Harmon) -> None:
 @torch.no_grad()
 def test_the_encoder_runs_once_for_both_halves(model: Harmon) -> None:
     graph, seen = graph_of(model, "backbone"), []
-    graph.module.encoder_blocks[0].register_forward_hook(lambda *call: seen.append(call[2].shape))
+    block = graph.module.get_submodule("encoder_blocks.0")
+    block.register_forward_hook(lambda *call: seen.append(call[2].shape))
     evaluate(graph, graph.example(graph.sizes))
     assert [tuple(shape) for shape in seen] == [(3, 8 + 7, 64)]
 

@@ -13,6 +13,7 @@ from disa.engines.plan_writer import PlanWriter
 from disa.engines.session import Session
 from disa.errors import DisaError
 from disa.exporter.tokenizer import read_tokenizer
+from disa.runtime.families import HarmonSettings
 from disa.runtime.harmon import MAX_SIDE, HarmonLoop, interpolation, parse_size
 from disa.runtime.noise import PhiloxNoise
 from disa.runtime.pipeline import Pipeline
@@ -164,9 +165,9 @@ def test_guidance_needs_both_prompts(sessions: dict[str, Session]) -> None:
 def test_interpolation_has_half_pixel_centres() -> None:
     np.testing.assert_array_equal(interpolation(4, 4), np.eye(4, dtype=np.float32))
     wanted = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
-    np.testing.assert_allclose(interpolation(2, 4), wanted)
+    np.testing.assert_allclose(interpolation(2, 4), np.array(wanted))
     # Fewer points than before are not averaged over all that they cover.
-    np.testing.assert_allclose(interpolation(8, 2)[0], [0, 0.5, 0.5, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(interpolation(8, 2)[0], np.array([0, 0.5, 0.5, 0, 0, 0, 0, 0]))
     for size in (1, 3, 16, 31):
         np.testing.assert_allclose(interpolation(16, size).sum(1), 1, rtol=1e-6)
 
@@ -203,7 +204,9 @@ def test_prompts_become_images(text_plan: Path) -> None:
     again = pipe(prompt="a cat", size="64x48", first_image=1, **options)  # type: ignore[arg-type]
     difference = np.abs(again.latents[0] - result.latents[1]).max()
     assert difference < 1e-4 * np.abs(result.latents[1]).max()
-    assert pipe.settings().grid == (32, 32)
+    settings = pipe.settings()
+    assert isinstance(settings, HarmonSettings)
+    assert settings.grid == (32, 32)
 
 
 def test_a_plan_without_a_tokenizer_says_so(golden_plan: ExportGolden) -> None:
