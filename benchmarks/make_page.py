@@ -67,7 +67,7 @@ def make_page(
     parts = [
         "# Benchmarks",
         "Made by `python -m benchmarks.make_page` from the records in `benchmarks/results`. Every "
-        "figure was measured; weights are random, which makes no difference to the time.",
+        "figure was measured, with random weights.",
     ]
     if races:
         parts.append("![Seconds an image](images/benchmarks.png)")
@@ -96,7 +96,7 @@ RACE_TEXT = (
     "the same for all and left out."
 )
 BENCH_TEXT = (
-    "Seconds are medians an image. `floor` is the time of the matrix products at the rate of a "
+    "Seconds are medians an image; `CPU s` are those of all threads. `floor` is the time of the matrix products at the rate of a "
     "large one on this machine, or of reading the weights once a call, whichever is longer; "
     "`near` is how much of the time it explains. `host` is all outside the graphs, noise included. "
     "`peak MiB` is resident memory of the process with Python and the mapped plan."
@@ -127,7 +127,7 @@ def race_parts(record: Record) -> list[str]:
         f"### {record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
         f"{record['schedule']} steps",
         f"    {race_command(record)}",
-        f"{machine_of(record)}, {record['threads']} threads. {clock} "
+        f"{machine_of(record)}, {count(record['threads'], 'thread')}. {clock} "
         + (
             f"Measured were the AR iterations {measured}; backbone calls and denoising steps in "
             "between are interpolated, and the image is their sum."
@@ -154,10 +154,15 @@ def bench_parts(record: Record) -> list[str]:
     return [
         f"### {record['plan']['name']}",
         f"    {bench_command(record)}",
-        f"{machine_of(record)}, {threads} threads, {record['bandwidth'] / 1e9:.1f} GB/s. "
-        f"{engines}. {record['repeat']} batches of each.",
+        f"{machine_of(record)}, {count(threads, 'thread')}, {record['bandwidth'] / 1e9:.1f} GB/s. "
+        f"{engines}. {count(record['repeat'], 'draw')} of each variant.",
         markdown(HEADINGS, [row(entry) for entry in record["variants"]]),
     ]
+
+
+def count(number: int, what: str) -> str:
+    """`2 threads`, `1 thread`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def machine_of(record: Record) -> str:

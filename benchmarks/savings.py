@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from disa.cli import DisaCommand
 from disa.engines.onnxruntime import OnnxRuntimeSession
@@ -134,17 +136,35 @@ def head_savings() -> Iterator[Saving]:
         lambda: step.network(x, y),
         "a denoising step (PyTorch)",
     )
-    repeated = y.flatten(0, 1).repeat(STEPS, 1)
 
-    def modulate() -> Tensor:
-        result: Tensor = step.modulation(y)
-        return result
 
-    yield (
+def modulations() -> Saving:
+    """What would be saved if the modulations of all steps were one product in ONNX Runtime."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    config, options = official_config("mar_b"), onnxruntime.SessionOptions()
+    width = config.diffloss_w
+    total = (3 * config.diffloss_d + 2) * width
+    weight = np.random.default_rng(0).standard_normal((width, total), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["y", "weight"], ["modulations"])],
+        "modulations",
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", width])],
+        [helper.make_tensor_value_info("modulations", TensorProto.FLOAT, ["rows", total])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    step = {"y": np.ones((2 * PREDICTED, width), np.float32)}
+    whole = {"y": np.ones((2 * PREDICTED * STEPS, width), np.float32)}
+    return (
         "not done: modulations of all steps in one product",
-        lambda: [modulate() for _ in range(STEPS)],
-        lambda: step.modulation(repeated),
-        f"{STEPS} steps (PyTorch)",
+        lambda: [session.run(None, step) for _ in range(STEPS)],
+        lambda: session.run(None, whole),
+        f"{STEPS} steps (ONNX Runtime)",
     )
 
 
@@ -166,6 +186,7 @@ def engine_savings(path: Path) -> Iterator[Saving]:
         "noise": torch.randn(PREDICTED, channels),
     }
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    yield modulations()
     yield (
         "weights laid out for the matrix kernels while loading",
         lambda: plain.run(arrays),

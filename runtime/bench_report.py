@@ -75,7 +75,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 HEADINGS = (
-    *("engine", "batch", "iterations", "steps", "s/image", "p90", "images/s"),
+    *("engine", "batch", "iterations", "steps", "s/image", "p90", "CPU s", "images/s"),
     *("backbone", "head", "decoder", "host", "head calls", "peak MiB", "floor", "near"),
 )
 
@@ -91,6 +91,7 @@ def row(entry: Mapping[str, Any]) -> list[str]:
         steps_of(entry),
         figure(seconds["median"]),
         figure(seconds["p90"]),
+        figure(entry["cpu_seconds_an_image"]),
         figure(entry["images_a_second"]),
         *(figure(parts.get(part)) for part in ("backbone", "head", "decoder", "host")),
         str(entry["head_calls"]),

@@ -66,6 +66,7 @@ def bench(name: str = "mar_b-random", peak: int = 110) -> dict[str, Any]:
                 "iterations": 64,
                 "options": {"steps": "50:5", "strategy": "linear"},
                 "seconds_an_image": {"median": 7.25, "p90": 8.0, "all": [7.25]},
+                "cpu_seconds_an_image": 12.5,
                 "images_a_second": 0.125,
                 "parts": {"backbone": 5.0, "head": 2.0, "host": 0.25},
                 "head_calls": 1763,
@@ -97,7 +98,17 @@ def make(results: Path) -> tuple[str, Path]:
 def test_the_page_holds_every_figure(results: Path) -> None:
     (results / "notes.md").write_text("## Notes\n\nA note.\n")
     page, chart = make(results)
-    for figure in ("60", "10.00x", "5.00x", "7.25", "55%", "Abacus", "load average 0.5", "A note."):
+    for figure in (
+        "60",
+        "10.00x",
+        "5.00x",
+        "7.25",
+        "12.5",
+        "55%",
+        "Abacus",
+        "load average 0.5",
+        "A note.",
+    ):
         assert figure in page
     assert "CPU time of the process" in page
     assert "iterations 0, 32, 63; backbone calls" in page
