@@ -1,27 +1,42 @@
 """disa-export: makes a plan from a checkpoint."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..cli import DisaCommand
+from ..engines.build import (
+    BuiltEngine,
+    EngineOptions,
+    add_engines,
+    engine_options,
+    engines_by_default,
+)
+from ..engines.tensorrt.profile import Range
 from ..errors import DisaError, MissingDependency
 from ..runtime.labels import read_labels
 from ..runtime.options import sampling_options
 from ..runtime.schedule import AnnealedSchedule, parse_steps, read_schedule, schedule_content
-
-STAGES = 10
 
 
 @click.command(
     cls=DisaCommand,
     epilog="Examples:\n\n\b\n"
     "  disa-export mar_b.pth --vae kl16.ckpt --fp16\n"
-    "  disa-export checkpoint-last.pth --config architecture.json -o engines/small.plan",
+    "  disa-export checkpoint-last.pth --config architecture.json -o engines/small.plan\n"
+    "  disa-export mar_b.pth --fp16 --engine tensorrt-rtx --gpu sm_89,sm_120\n"
+    "  disa-export --add-engine engines/mar_b.plan --gpu sm_86",
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--add-engine",
+    "plan",
+    type=click.Path(path_type=Path),
+    help="Build engines for this plan and put them into it; takes no checkpoint.",
+)
 @click.option("--vae", type=click.Path(path_type=Path), help="KL autoencoder (kl16.ckpt).")
 @click.option(
     "--tokenizer",
@@ -41,10 +56,12 @@ STAGES = 10
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
 @sampling_options
+@engine_options
 @click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
 @click.option("--tolerance", type=float, help="Largest relative error allowed by the comparison.")
 def main(
-    checkpoint: Path,
+    checkpoint: Path | None,
+    plan: Path | None,
     vae: Path | None,
     tokenizer: Path | None,
     output: Path | None,
@@ -53,14 +70,31 @@ def main(
     labels: Path | None,
     no_check: bool,
     tolerance: float | None,
+    engine: str,
+    gpus: tuple[int, ...],
+    batch: Range,
+    workspace: int | None,
+    optimization_level: int | None,
     **sampling: Any,
 ) -> None:
     """Export CHECKPOINT (official training file, state dict or safetensors) as a plan.
 
     The plan holds the ONNX graphs of the model and runs wherever ONNX Runtime does. Every
     graph is compared with the fp32 model at several batch sizes; sampling options become
-    the plan's defaults.
+    the plan's defaults. TensorRT engines are built where TensorRT and a GPU are there, or
+    where --engine or --gpu ask for them.
     """
+    engines = EngineOptions.from_command(engine, gpus, batch, workspace, optimization_level)
+    if engine == "auto" and not gpus and not engines_by_default():
+        engines = None
+    if (checkpoint is None) == (plan is None):
+        raise click.UsageError("give CHECKPOINT, or --add-engine PLAN")
+    if plan is not None:
+        if engines is None:
+            raise click.UsageError("say what to build: --gpu sm_89, or --engine tensorrt-rtx")
+        _report_engines(add_engines(plan, engines, output))
+        return
+    assert checkpoint is not None
     _check_defaults(sampling)
     try:
         from .export import export
@@ -86,8 +120,20 @@ def main(
         worst[found.graph] = max(worst[found.graph], found.relative)
     for graph, relative in worst.items():
         click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
+    if engines is not None:
+        _report_engines(add_engines(exported.path, engines))
     size = exported.path.stat().st_size / 1e6
     click.echo(f"{exported.path} ({size:.1f} MB)")
+
+
+def _report_engines(built: Sequence[BuiltEngine]) -> None:
+    for engine in built:
+        info = engine.info
+        took = "already built" if engine.cached else f"built in {engine.seconds:.1f} s"
+        click.echo(
+            f"  {info.graph:<10} {info.backend} {info.version}, {' '.join(info.architectures)}: "
+            f"{engine.size / 1e6:.1f} MB, {took}"
+        )
 
 
 def _check_defaults(sampling: dict[str, Any]) -> None:

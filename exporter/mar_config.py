@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import DisaError
+from .weights import count_blocks, shape_of
 
 FAMILY = "mar"
 
@@ -132,27 +134,23 @@ def configure(
     return result
 
 
-def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int | float]:
+def sizes_in_tensors(
+    state: Mapping[str, Tensor], where: Path | str = "the checkpoint"
+) -> dict[str, int | float]:
     """The options that the shapes of the tensors tell."""
-    encoder, _ = state["z_proj.weight"].shape
-    decoder = state["decoder_embed.weight"].shape[0]
-    tokens = state["diffusion_pos_embed_learned"].shape[1]
+    encoder, _ = shape_of(state, "z_proj.weight", 2, where)
+    tokens = shape_of(state, "diffusion_pos_embed_learned", 3, where)[1]
     return {
         "encoder_embed_dim": encoder,
-        "decoder_embed_dim": decoder,
-        "encoder_depth": count_blocks(state, "encoder_blocks."),
-        "decoder_depth": count_blocks(state, "decoder_blocks."),
-        "class_num": state["class_emb.weight"].shape[0],
-        "buffer_size": state["encoder_pos_embed_learned"].shape[1] - tokens,
-        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks."),
-        "diffloss_w": state["diffloss.net.input_proj.weight"].shape[0],
-        "mlp_ratio": state["encoder_blocks.0.mlp.fc1.weight"].shape[0] / encoder,
+        "decoder_embed_dim": shape_of(state, "decoder_embed.weight", 2, where)[0],
+        "encoder_depth": count_blocks(state, "encoder_blocks", where),
+        "decoder_depth": count_blocks(state, "decoder_blocks", where),
+        "class_num": shape_of(state, "class_emb.weight", 2, where)[0],
+        "buffer_size": shape_of(state, "encoder_pos_embed_learned", 3, where)[1] - tokens,
+        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks", where),
+        "diffloss_w": shape_of(state, "diffloss.net.input_proj.weight", 2, where)[0],
+        "mlp_ratio": shape_of(state, "encoder_blocks.0.mlp.fc1.weight", 2, where)[0] / encoder,
     }
-
-
-def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered blocks stand under `prefix`."""
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _official_heads(width: int, option: str) -> int:

@@ -38,6 +38,12 @@ class DisaCommand(click.Command):
         )
         self.params.append(version_option())
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except DisaError as error:
+            raise click.UsageError(str(error), ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

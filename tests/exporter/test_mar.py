@@ -157,3 +157,11 @@ def test_exported_graphs_keep_dimensions_symbolic(golden_plan: Callable[..., Pat
                 specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
                 got = tuple(dim.dim_param or dim.dim_value for dim in dims)
                 assert got == specs[value.name].shape, (name, value.name)
+
+
+def test_any_missing_tensor_is_named() -> None:
+    state, config, args = golden("mar")
+    for key in state:
+        lacking = {name: tensor for name, tensor in state.items() if name != key}
+        with pytest.raises(DisaError):
+            build(lacking, configure(lacking, config, args), "some.pth")
