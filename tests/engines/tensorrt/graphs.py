@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from disa.engines.manifest import EngineInfo
+from disa.engines.manifest import EngineInfo, GraphInfo
+from disa.engines.plan import Plan
 from disa.engines.plan_writer import PlanWriter
 from disa.engines.session import TensorSpec
 from disa.engines.tensorrt.profile import Range, dimensions, graph_profile
@@ -262,3 +263,34 @@ def backbone_arrays(
         "predicted": positions[visible : visible + predicted].copy(),
         "class_index": rng.integers(0, 11, (guidance, batch)),
     }
+
+
+def unpack(plan: Plan, graph: GraphInfo, folder: Path) -> Path:
+    """The ONNX file of a graph with copies of its weights, which is what `onnx` insists on."""
+    folder.mkdir(exist_ok=True)
+    for member in (graph.onnx, *graph.data):
+        (folder / Path(member).name).write_bytes(plan.read(member))
+    return folder / Path(graph.onnx).name
+
+
+def with_fake_engines(path: Path, backend: str, batch: Range) -> Path:
+    """The plan at `path` with a fake engine for every graph, beside it."""
+    output = path.with_name(f"{path.stem}-{backend}.plan")
+    with Plan.open(path) as plan, PlanWriter.extend(plan, output) as writer:
+        manifest = plan.manifest
+        ranges = dimensions(manifest.tokens, manifest.defaults, batch)
+        for name, graph in manifest.graphs.items():
+            model = onnx.load(unpack(plan, graph, path.with_name("unpacked")))
+            profile = graph_profile(name, graph.inputs, ranges)
+            info = EngineInfo(
+                graph=name,
+                backend=backend,
+                version="99.1",
+                precision=manifest.precision,
+                architectures=("sm_89",),
+                profiles=(profile,),
+                member=f"engines/{backend}/{name}.engine",
+                details={"cuda": "13", "least_sm": 80},
+            )
+            writer.add_engine(info, fake_engine(model.SerializeToString(), graph, profile))
+    return output

@@ -22,6 +22,8 @@ from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.plan import Plan
 from disa.engines.session import DTYPES
 
+from .graphs import unpack
+
 MODELS = ("mar", "flowar_s", "xar", "harmon")
 
 
@@ -49,14 +51,6 @@ class PlanRunner(BaseRunner):
 
     def deactivate_impl(self) -> None:
         del self.session
-
-
-def unpack(plan: Plan, graph: GraphInfo, folder: Path) -> Path:
-    """The ONNX file of a graph with copies of its weights, which is what `onnx` insists on."""
-    folder.mkdir(exist_ok=True)
-    for member in (graph.onnx, *graph.data):
-        (folder / Path(member).name).write_bytes(plan.read(member))
-    return folder / Path(graph.onnx).name
 
 
 def inputs(graph: GraphInfo, plan: Plan) -> dict[str, np.ndarray]:

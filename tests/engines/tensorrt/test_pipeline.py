@@ -1,0 +1,62 @@
+"""Recorded runs of all families, drawn by way of the device sessions on a fake device."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from disa.engines.plan import Plan
+from disa.engines.tensorrt.open import Host, open_engine
+from disa.engines.tensorrt.profile import Range
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.reference import Reference
+from disa.runtime.verify import REPLAYS
+
+from .fake_device import FakeDevice
+from .fake_tensorrt import fake_flavour
+from .graphs import with_fake_engines
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+RUNS = {
+    "mar": "linear_cfg",
+    "flowar_s": "guided",
+    "xar": "guided",
+    "harmon": "reference_a",
+}
+
+
+def open_pipeline(path: Path, backend: str, device: FakeDevice) -> Pipeline:
+    """A pipeline whose every session is a TensorRT session."""
+    flavour = fake_flavour(device, backend == "tensorrt-rtx")
+    host, plan = Host(lambda name: flavour, lambda: device), Plan.open(path)
+    graphs = plan.manifest.graphs
+    return Pipeline(plan, {name: open_engine(plan, name, backend, host) for name in graphs})
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("name", RUNS)
+# An engine that is smaller than the recorded batch: every call is cut and put together again.
+@pytest.mark.parametrize("batch", [Range(1, 2, 8), Range(1, 1, 1)])
+def test_recorded_runs(
+    name: str, backend: str, batch: Range, golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = shutil.copy(golden_plan(name), tmp_path / "p.plan")
+    pipe = open_pipeline(with_fake_engines(Path(path), backend, batch), backend, FakeDevice())
+    reference = Reference(GOLDEN / name / f"{RUNS[name]}.npz")
+    found = REPLAYS[pipe.plan.manifest.family](pipe, reference)
+    assert max(float(entry.relative) for entry in found) < 1e-4
+
+
+def test_nothing_waits_before_the_images_are_wanted(
+    golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = shutil.copy(golden_plan("mar"), tmp_path / "p.plan")
+    device = FakeDevice()
+    path = with_fake_engines(Path(path), "tensorrt", Range(1, 2, 4))
+    pipe = open_pipeline(path, "tensorrt", device)
+    # Few iterations, so that the GPU is never as many uploads behind as the host allows.
+    pipe([1, 2], num_iterations=3, steps="6:2", batch_size=2)
+    before = device.waits
+    pipe([1, 2], num_iterations=3, steps="6:2", batch_size=2)
+    assert device.waits - before <= 1 + len(pipe.plan.graph("decoder").outputs)
