@@ -17,7 +17,7 @@ demo: engines/fashion.plan $(RUN_VENV)/.installed  ## Export the demo model and 
 	@echo "running needs $$(du -sm $(RUN_VENV) | cut -f1) MB of packages, without PyTorch"
 
 engines/fashion.plan: demo/fashion_mar.pth $(VENV)/.exporter
-	$(BIN)/disa-export $< -o $@
+	$(BIN)/disa-export $< -o $@ --iterations 16 --cfg 3
 
 test: install  ## Set-up, lint, types and all tests.
 	$(BIN)/ruff check $(SOURCES)
