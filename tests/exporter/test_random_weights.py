@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from disa.engines.plan import Plan
 from disa.errors import DisaError
 from disa.exporter import random_weights
-from disa.exporter.mar_config import official_config
+from disa.exporter.checkpoint import open_checkpoint
+from disa.exporter.mar_config import Config, configure, official_config
 from disa.exporter.random_weights import cache_folder, random_plan, random_state
 
 TINY = replace(
@@ -44,17 +44,21 @@ def test_every_layer_has_work() -> None:
 
 def test_a_plan_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = replace(TINY, decoder_embed_dim=768, decoder_num_heads=12)
+    seen: list[Config] = []
+
+    def export(checkpoint: Path, plan: Path, **_options: object) -> None:
+        opened = open_checkpoint(checkpoint)
+        seen.append(configure(opened.state, None, opened.args))
+        plan.write_bytes(b"a plan")
+
     monkeypatch.setattr(random_weights, "official_config", lambda shapes: small)
-    old = tmp_path / "mar_b-random-0123.plan"
-    old.write_bytes(b"")
+    monkeypatch.setattr(random_weights, "export", export)
+    (tmp_path / "mar_b-random-0123.plan").write_bytes(b"an old one")
+    (tmp_path / "mar_l-random-0123.plan").write_bytes(b"another size")
     path = random_plan("mar_b", tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    made = path.stat().st_mtime_ns
     assert random_plan("mar_b", tmp_path) == path
-    assert path.stat().st_mtime_ns == made
-    with Plan.open(path) as plan:
-        assert plan.manifest.model["encoder_depth"] == 1
-        plan.check()
+    assert seen == [small]
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "mar_l-random-0123.plan"}
 
 
 def test_unknown_shapes(tmp_path: Path) -> None:
