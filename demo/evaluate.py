@@ -51,18 +51,19 @@ class Entry:
     images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
 
     @property
-    def strategy(self) -> str:
-        return self.schedule.split()[0]
-
-    @property
-    def steps(self) -> str:
-        parts = self.schedule.split()
-        if len(parts) != 2:
-            raise DisaError(
-                f"a schedule is a strategy and its steps, such as 'linear 50:5', "
-                f"not {self.schedule!r}"
-            )
-        return parts[1]
+    def options(self) -> dict[str, Any]:
+        """The schedule as options of a pipeline."""
+        match self.schedule.split():
+            case ["fitted", path]:
+                return {"schedule": path}
+            case ["adaptive", steps, tolerance]:
+                return {"strategy": "adaptive", "steps": steps, "tolerance": float(tolerance)}
+            case [strategy, steps]:
+                return {"strategy": strategy, "steps": steps}
+        raise DisaError(
+            f"a schedule is a strategy and its steps, such as 'linear 50:5', 'fitted FILE' or "
+            f"'adaptive 50:5 0.02', not {self.schedule!r}"
+        )
 
 
 def draw(
@@ -81,8 +82,7 @@ def draw(
         for entry in [*entries[turn:], *entries[:turn]]:
             result = pipelines[entry.plan](
                 batch,
-                strategy=entry.strategy,
-                steps=entry.steps,
+                **entry.options,
                 first_image=start,
                 batch_size=batch_size,
                 **options,

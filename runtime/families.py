@@ -27,6 +27,9 @@ AnySettings = Settings | FlowSettings
 Sessions = Mapping[str, Session]
 Options = Mapping[str, Any]
 
+ADAPTIVE_TOLERANCE = 0.02
+"""The tolerance of the strategy "adaptive" when none is given."""
+
 
 class Family(Protocol):
     """A loaded model of some family.
@@ -144,6 +147,8 @@ class FlowFamily(ClassConditioned):
         return cls(plan, sessions, loop, int(tokens["clusters"]))
 
     def settings(self, options: Options, schedule: Schedule | None) -> FlowSettings:
+        if options.get("tolerance") or options.get("strategy") == Strategy.ADAPTIVE:
+            raise DisaError("adaptive steps are there for MAR and Harmon, whose tokens are apart")
         interval = float(options.get("guidance_interval", 1.0))
         return FlowSettings(schedule or _annealed(options), float(options["cfg"]), interval)
 
@@ -263,7 +268,14 @@ def _masked_options(options: Options, schedule: Schedule | None) -> dict[str, An
         "guidance_scale": float(options["cfg"]),
         "guidance_schedule": GuidanceSchedule(options["cfg_schedule"]),
         "temperature": float(options["temperature"]),
+        "tolerance": _tolerance(options),
     }
+
+
+def _tolerance(options: Options) -> float:
+    if "tolerance" in options:
+        return float(options["tolerance"])
+    return ADAPTIVE_TOLERANCE if options["strategy"] == Strategy.ADAPTIVE else 0.0
 
 
 def _annealed(options: Options) -> Schedule:

@@ -66,22 +66,43 @@ class Head:
             The sampled rows, [rows, C].
         """
         steps, rows = len(table), noise.shape[1]
+        step = np.repeat(np.arange(steps, dtype=np.int64)[:, None], rows, axis=1)
+        return self.walk(table, step, condition, guidance_scale, noise[0], noise[1:], stats)
+
+    def walk(
+        self,
+        table: StepTable,
+        step: npt.NDArray[np.int64],
+        condition: Array,
+        guidance_scale: float,
+        x: Array,
+        noise: Array,
+        stats: Stats,
+    ) -> Array:
+        """Take every row through steps of its own.
+
+        Args:
+            table: the steps of all rows.
+            step: where in the table each row is, [steps, rows].
+            x: the rows now, [rows, C].
+            noise: for each step, [steps, rows, C].
+
+        Returns:
+            The rows after the steps, [rows, C].
+        """
         outputs = self._session.iterate(
             carry={"next_x": "x"},
             constants={
                 "condition": condition,
                 "embedding": self._embedding(table),
                 "coefficients": table.coefficients,
-                "guidance_scale": np.full(rows, guidance_scale, np.float32),
+                "guidance_scale": np.full(step.shape[1], guidance_scale, np.float32),
             },
-            per_step={
-                "step": np.repeat(np.arange(steps, dtype=np.int64)[:, None], rows, axis=1),
-                "noise": noise[1:],
-            },
-            state={"x": noise[0]},
+            per_step={"step": step, "noise": noise},
+            state={"x": x},
         )
-        stats.head_calls += steps
-        stats.head_rows += steps * rows
+        stats.head_calls += len(step)
+        stats.head_rows += step.size
         return outputs["next_x"]
 
     def _embedding(self, table: StepTable) -> Array:

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from ..engines.session import Array, Session
 from ..errors import DisaError
+from .adaptive import sample_adaptively
 from .head import Floats, Head, Iteration
 from .noise import NoiseSource
-from .sampler import StepTable
+from .sampler import StepTable, respaced_table
 from .settings import Settings
 from .stats import Stats
 
@@ -67,7 +68,7 @@ class MaskedLoop:
             scale = settings.guidance(min(known + count, length - 1), length)
             with stats.timed("head"):
                 rows = draws.reshape(1 + len(table), count * batch, self.channels)
-                sampled = self._head.sample(table, condition, scale, rows, stats)
+                sampled = self._sample(table, condition, scale, rows, settings, stats)
             tokens[known : known + count] = sampled.reshape(count, batch, self.channels)
             known += count
             if watch:
@@ -85,6 +86,22 @@ class MaskedLoop:
                     )
                 )
         return tokens, positions
+
+    def _sample(
+        self,
+        table: StepTable,
+        condition: Array,
+        scale: float,
+        noise: Floats,
+        settings: Settings,
+        stats: Stats,
+    ) -> Array:
+        if not settings.tolerance:
+            return self._head.sample(table, condition, scale, noise, stats)
+        respaced = partial(respaced_table, settings.sampler, temperature=settings.temperature)
+        return sample_adaptively(
+            self._head, table, respaced, settings.tolerance, condition, scale, noise, stats
+        )
 
     def _again(self, condition: Array, scale: float, table: StepTable, noise: Floats) -> Array:
         return self._head.sample(table, condition, scale, noise, Stats())

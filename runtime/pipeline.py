@@ -101,6 +101,7 @@ class Pipeline:
         sampler: str | None = None,
         temperature: float | None = None,
         size: str | int | None = None,
+        tolerance: float | None = None,
         batch_size: int | None = None,
         first_image: int = 0,
         progress: Callable[[int], object] | None = None,
@@ -119,12 +120,14 @@ class Pipeline:
             seed: image i of a seed is the same in any batch.
             num_iterations: AR iterations, at most the tokens of an image.
             steps: "UPPER:LOWER" denoising steps.
-            strategy: "linear", "cosine", "two-stage", "constant", or "fixed".
+            strategy: "linear", "cosine", "two-stage", "constant", "fixed", or "adaptive".
             schedule: an object that says the steps, or the path of a schedule that was
                 written by disa-calibrate, instead of `steps` and `strategy`.
             sampler: "ddpm", "ddim", "dpm-solver", or "dpm-solver++".
             temperature: of the noise in each denoising step.
             size: pixels, "512" or "640x384" (width x height), for Harmon.
+            tolerance: by how much a token's prediction may change between two denoising steps
+                before a step more is taken; 0 takes all, 0.02 is that of "adaptive".
             batch_size: images drawn together; chosen by the model's size if not given.
             first_image: index of the first image in the seed's sequence.
             progress: called with the number of images after each batch.
@@ -143,6 +146,7 @@ class Pipeline:
             guidance_interval=guidance_interval,
             temperature=temperature,
             size=size,
+            tolerance=tolerance,
         )
         conditions = self.conditions(class_labels, prompt)
         together = self.auto_batch_size(settings) if batch_size is None else batch_size
@@ -195,7 +199,7 @@ class Pipeline:
         known = dict(self.plan.manifest.defaults)
         chosen = {name: value for name, value in given.items() if value is not None}
         for name in chosen:
-            if name not in known:
+            if name not in known and name != "tolerance":
                 raise DisaError(
                     f"a {self.plan.manifest.family} model has no option {name}: it has "
                     f"{', '.join(known)}"

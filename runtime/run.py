@@ -66,6 +66,12 @@ class BatchSize(click.ParamType):
 )
 @click.option("--prompt", "prompts", multiple=True, help="Text to draw; may be repeated.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="Texts to draw, one a line.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 10),
+    help="Change of a token between two denoising steps below which steps are left out; "
+    "0.02 with --strategy adaptive.",
+)
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True)

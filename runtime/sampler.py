@@ -8,7 +8,7 @@ serves them all. Row i of the coefficients belongs to denoising step i, the nois
 with log_variance between c[2] and c[3], where the model says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -99,8 +99,11 @@ def _clipped(timesteps: list[int], clip: int | None) -> list[int]:
 
 def ddpm_table(steps: int, temperature: float, clip: int | None = CLIP_DDPM) -> StepTable:
     """Ancestral sampling with learned variance (arXiv 2102.09672, section 3.1)."""
-    timesteps = spread_timesteps(steps, clip)
-    alpha_bar = cosine_alphas_cumprod()[timesteps]
+    return _ddpm_rows(spread_timesteps(steps, clip), temperature)
+
+
+def _ddpm_rows(timesteps: Sequence[int], temperature: float) -> StepTable:
+    alpha_bar = cosine_alphas_cumprod()[list(timesteps)]
     previous = np.append(1.0, alpha_bar[:-1])
     betas = 1 - alpha_bar / previous
     variance = betas * (1 - previous) / (1 - alpha_bar)
@@ -121,8 +124,11 @@ def ddpm_table(steps: int, temperature: float, clip: int | None = CLIP_DDPM) -> 
 def ddim_table(steps: int, temperature: float, clip: int | None = CLIP_DDIM) -> StepTable:
     """Deterministic DDIM, eta 0 (arXiv 2010.02502, equation 12): no noise for a temperature."""
     del temperature
-    timesteps = strided_timesteps(steps, clip)
-    alpha_bar = cosine_alphas_cumprod()[timesteps]
+    return _ddim_rows(strided_timesteps(steps, clip))
+
+
+def _ddim_rows(timesteps: Sequence[int]) -> StepTable:
+    alpha_bar = cosine_alphas_cumprod()[list(timesteps)]
     previous = np.append(1.0, alpha_bar[:-1])
     of_x = np.sqrt(previous / alpha_bar)
     of_epsilon = np.sqrt(1 - previous) - np.sqrt(previous) * np.sqrt(1 / alpha_bar - 1)
@@ -171,6 +177,19 @@ def step_table(
     if whole_range:
         return TABLES[sampler](steps, temperature, clip=None)
     return TABLES[sampler](steps, temperature)
+
+
+def respaced_table(sampler: SamplerName, timesteps: Sequence[int], temperature: float) -> StepTable:
+    """The table of a sampler that stops at these timesteps, two or more, ascending.
+
+    Raises:
+        DisaError: a DPM-Solver, whose timesteps are not whole numbers.
+    """
+    if sampler is SamplerName.DDPM:
+        return _ddpm_rows(timesteps, temperature)
+    if sampler is SamplerName.DDIM:
+        return _ddim_rows(timesteps)
+    raise DisaError(f"adaptive steps work with ddpm and ddim, not with {sampler}")
 
 
 def _without_noise(timesteps: Floats, of_x: Floats, of_epsilon: Floats) -> StepTable:

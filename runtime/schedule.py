@@ -22,13 +22,15 @@ class Strategy(StrEnum):
     """The shape of the way from many steps to few.
 
     `FIXED` is no annealing: the upper count in every iteration, over the whole range of
-    timesteps, as the original models sample.
+    timesteps, as the original models sample. `ADAPTIVE` falls like `LINEAR`, and each token
+    leaves out the steps that it does not need.
     """
 
     LINEAR = "linear"
     COSINE = "cosine"
     TWO_STAGE = "two-stage"
     CONSTANT = "constant"
+    ADAPTIVE = "adaptive"
     FIXED = "fixed"
 
 
@@ -70,7 +72,7 @@ class AnnealedSchedule:
                 return self.lower
             case Strategy.TWO_STAGE:
                 return self.upper if iteration < last / 2 or last == 0 else self.lower
-            case Strategy.LINEAR:
+            case Strategy.LINEAR | Strategy.ADAPTIVE:
                 share = (last - iteration) / last if last else 1.0
             case Strategy.COSINE:
                 share = (math.cos(math.pi * iteration / last) + 1) / 2 if last else 1.0

@@ -26,6 +26,8 @@ class Settings:
         guidance_scale: classifier-free guidance; 1 is none and costs half.
         guidance_schedule: linear grows from 1 to the scale as tokens become known.
         temperature: scales the noise added at each denoising step.
+        tolerance: by how much a token's prediction may change between two steps, in standard
+            deviations of a token; tokens leave out steps up to that. 0 takes every step.
     """
 
     iterations: int = 64
@@ -34,6 +36,7 @@ class Settings:
     guidance_scale: float = 1.0
     guidance_schedule: GuidanceSchedule = GuidanceSchedule.LINEAR
     temperature: float = 1.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -42,6 +45,10 @@ class Settings:
             raise DisaError(f"the guidance scale must be above 0, not {self.guidance_scale}")
         if not 0 <= self.temperature <= 10:
             raise DisaError(f"the temperature goes from 0 to 10, not {self.temperature}")
+        if not 0 <= self.tolerance <= 10:
+            raise DisaError(f"the tolerance goes from 0 to 10, not {self.tolerance}")
+        if self.tolerance and self.sampler not in (SamplerName.DDPM, SamplerName.DDIM):
+            raise DisaError(f"adaptive steps work with ddpm and ddim, not with {self.sampler}")
 
     @property
     def guided(self) -> bool:

@@ -56,7 +56,7 @@ def test_schedules_take_turns_and_draw_the_same_images() -> None:
 
 def test_a_schedule_without_steps_is_refused() -> None:
     with pytest.raises(DisaError, match="linear 50:5"):
-        _ = evaluate.Entry(Path("a.plan"), "linear").steps
+        _ = evaluate.Entry(Path("a.plan"), "linear").options
 
 
 def test_classes_come_in_turn() -> None:
@@ -104,3 +104,16 @@ def test_the_report_has_table_numbers_and_picture(
     assert 0 <= content["real"]["accuracy"] <= 1
     with Image.open(output.with_suffix(".png")) as picture:
         assert picture.size == (20 * 64, 2 * 64)
+
+
+def test_schedules_as_options() -> None:
+    def options(schedule: str) -> dict[str, object]:
+        return evaluate.Entry(Path("a.plan"), schedule).options
+
+    assert options("linear 50:5") == {"strategy": "linear", "steps": "50:5"}
+    assert options("fitted a.json") == {"schedule": "a.json"}
+    assert options("adaptive 50:5 0.1") == {
+        "strategy": "adaptive",
+        "steps": "50:5",
+        "tolerance": 0.1,
+    }
