@@ -96,8 +96,9 @@ RACE_TEXT = (
     "the same for all and left out."
 )
 BENCH_TEXT = (
-    "Seconds are medians an image; `CPU s` are those of all threads. `floor` is the time of the matrix products at the rate of a "
-    "large one on this machine, or of reading the weights once a call, whichever is longer; "
+    "Seconds are medians an image; `CPU s` are those of all threads. `floor` is the time of "
+    "the matrix products at the rate of a large one on this machine, or of reading the weights "
+    "once a call, whichever is longer; "
     "`near` is how much of the time it explains. `host` is all outside the graphs, noise included. "
     "`peak MiB` is resident memory of the process with Python and the mapped plan."
 )
@@ -196,8 +197,8 @@ def race_command(record: Record) -> str:
 def bench_command(record: Record) -> str:
     """The command that makes such a record."""
     name, entries = record["plan"]["name"], record["variants"]
-    shapes, _, random = name.partition("-random")
-    plan = f"--shapes {shapes} --random-weights" if random or name in shapes_known() else name
+    shapes, random, _ = name.partition("-random")
+    plan = f"--shapes {shapes} --random-weights" if random else name
     options = {
         "--engine": _values(entry["engine"] for entry in entries),
         "--batch-size": _values(entry["batch_size"] for entry in entries),
@@ -321,7 +322,7 @@ def draw_chart(races: Sequence[Record], path: Path) -> None:
         panel.set_title(
             f"{record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
             f"{record['schedule']}: {kind} an image on {record['machine']['processor']}, "
-            f"{record['threads']} threads",
+            f"{count(record['threads'], 'thread')}",
             fontsize=9,
         )
         panel.spines[["top", "right"]].set_visible(False)

@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": physical_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2),
     }
 
