@@ -5,6 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from disa.calibration.cli import main
+from disa.errors import DisaError
+from disa.exporter.cli import _check_defaults as check_defaults
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.run import main as run
 from disa.runtime.schedule import read_schedule
@@ -60,3 +62,18 @@ def test_what_cannot_be(pixel_plan: Path, tmp_path: Path, options: list[str], wo
     assert result.exit_code == 1
     assert words in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_can_have_it_as_its_default(schedule: Path, pixel_pipeline: Pipeline) -> None:
+    sampling = {"schedule": schedule, "steps": None, "strategy": None, "cfg": None}
+    options: dict[str, object] = {**sampling, "temperature": None}
+    check_defaults(options)
+    defaults = {**pixel_pipeline.plan.manifest.defaults, "schedule": options["schedule"]}
+    assert pixel_pipeline.family.settings(defaults, None).schedule == read_schedule(schedule)
+    with pytest.raises(DisaError, match="leave out --steps"):
+        check_defaults({**sampling, "steps": "50:5", "temperature": None})
+
+
+def test_a_schedule_and_steps_contradict(schedule: Path, pixel_pipeline: Pipeline) -> None:
+    with pytest.raises(DisaError, match="leave out steps"):
+        pixel_pipeline(1, schedule=schedule, steps="9:3")
