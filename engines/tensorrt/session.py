@@ -38,11 +38,14 @@ class Engine:
             if config is not None and self.cache is not None:
                 self.cache.attach(config)
             context = self.flavour.create_context(self.loaded, config)
-        if context is None:
-            raise DisaError(
-                f"{self.flavour} has no memory to run this graph ({last_error(messages)}): "
-                "use a smaller --batch-size or end other programs on this GPU"
-            )
+            if context is None:
+                raise DisaError(
+                    f"{self.flavour} has no memory to run this graph ({last_error(messages)}): "
+                    "use a smaller --batch-size or end other programs on this GPU"
+                )
+            # Only the first context of an engine has a profile from the start.
+            if not context.set_optimization_profile_async(0, self.stream.handle):
+                raise DisaError(f"{self.flavour} cannot use the profile: {last_error(messages)}")
         if self.flavour.contexts_need_memory:
             # Contexts never run at the same time, so all work in the same memory.
             if self._memory is None:

@@ -77,7 +77,12 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.address_changes = 0
         self.has_memory = has_memory
-        self.warm = self.captured = False
+        self.warm = self.captured = self.has_profile = False
+
+    def set_optimization_profile_async(self, index: int, stream: Any) -> bool:
+        assert self.engine.module.device.captured is None
+        self.has_profile = index == 0
+        return self.has_profile
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.engine.device_memory_size_v2
@@ -118,6 +123,7 @@ class Context:
     def execute_async_v3(self, stream: Any) -> bool:
         device = self.engine.module.device
         assert self.has_memory, "a context without memory"
+        assert self.has_profile, "a context without a profile"
         if device.captured is not None:
             if not self.warm:
                 self.engine.module.complain("new shapes cannot be taken in while capturing")

@@ -96,3 +96,34 @@ def test_nothing_depends_on_version_numbers() -> None:
         text = source.read_text()
         assert "__version__" not in text or source.name == "flavour.py"
         assert "version_info" not in text
+
+
+NAMES = {
+    "ICudaEngine": (
+        *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype"),
+        *("get_tensor_shape", "get_tensor_profile_shape", "create_execution_context"),
+        *("create_runtime_config", "create_engine_inspector", "device_memory_size_v2"),
+    ),
+    "IExecutionContext": (
+        *("set_optimization_profile_async", "set_input_shape", "set_tensor_address"),
+        *("infer_shapes", "get_tensor_shape", "execute_async_v3", "set_device_memory"),
+    ),
+    "IRuntimeConfig": (
+        *("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"),
+        *("create_runtime_cache", "set_runtime_cache"),
+    ),
+    "IRuntimeCache": ("serialize", "deserialize"),
+    "Runtime": ("deserialize_cuda_engine", "get_engine_validity", "engine_header_size"),
+    "EngineInspector": ("get_engine_information",),
+    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
+    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
+    "DynamicShapesKernelSpecializationStrategy": ("LAZY", "EAGER", "NONE"),
+    "EngineValidity": ("INVALID",),
+    "LayerInformationFormat": ("JSON",),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_only_a_gpu_can_call_is_there(kind: str) -> None:
+    assert [n for n in NAMES[kind] if not hasattr(getattr(tensorrt_rtx, kind), n)] == []

@@ -351,3 +351,15 @@ def test_empty_gives_device_arrays(bench: Bench) -> None:
     array = bench.open("head").empty((2, 3), np.int64)
     assert isinstance(array, DeviceArray)
     assert (array.shape, array.dtype) == ((2, 3), np.int64)
+
+
+def test_no_memory_for_a_context_is_told(bench: Bench) -> None:
+    session = bench.open("decoder")
+
+    def refuse(how: object = None) -> None:
+        bench.flavour.trt.complain("out of memory")
+
+    session.engine.loaded.create_execution_context = refuse
+    arrays = backbone_arrays(2, TOKENS, 0)
+    with pytest.raises(DisaError, match=r"has no memory to run this graph \(out of memory\)"):
+        session.run({name: arrays[name] for name in ("tokens", "positions")})
