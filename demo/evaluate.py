@@ -25,12 +25,14 @@ from .classifier import Classifier, judge
 from .classifier import load as load_classifier
 from .frechet import Moments, frechet_distance
 
+# Fixed steps are `constant` here, which starts at timestep 950 as DiSA does: `fixed` starts at 999,
+# where so small a model's error is multiplied by thousands and only noise comes out.
 SCHEDULES = (
-    "fixed 100",
-    "fixed 50",
-    "fixed 25",
-    "fixed 10",
-    "fixed 5",
+    "constant 100",
+    "constant 50",
+    "constant 25",
+    "constant 10",
+    "constant 5",
     "linear 50:5",
     "cosine 50:5",
     "two-stage 50:5",

@@ -36,11 +36,11 @@ def test_missing_data_names_the_package(tmp_path: Path) -> None:
     [
         b"",
         b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(bytes([0, 0, 8, 3, 0, 0])),
-        gzip.compress(bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4)),
-        gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(8)),
-        gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(9))[:-9],
+        gzip.compress(b"", mtime=0),
+        gzip.compress(bytes([0, 0, 8, 3, 0, 0]), mtime=0),
+        gzip.compress(bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4), mtime=0),
+        gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(8), mtime=0),
+        gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(9), mtime=0)[:-9],
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
