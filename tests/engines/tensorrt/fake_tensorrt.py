@@ -73,7 +73,11 @@ class Context:
 
     def __init__(self, engine: "Engine", has_memory: bool) -> None:
         self.engine = engine
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: tuple(shape)
+            for name, _, shape in engine.inputs
+            if all(isinstance(size, int) for size in shape)
+        }
         self.addresses: dict[str, int] = {}
         self.address_changes = 0
         self.has_memory = has_memory
