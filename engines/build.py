@@ -141,14 +141,11 @@ def parse_gpus(text: str) -> tuple[int, ...]:
 
 def engines_by_default() -> bool:
     """Whether engines are built without being asked for: a GPU and a TensorRT that knows it."""
-    gpu = device.present()
-    if gpu is None:
-        return False
     try:
-        chosen = flavour.load()
+        chosen, gpu = flavour.load(), device.present()
     except DisaError:
         return False
-    return not chosen.architectures or gpu.sm in chosen.architectures
+    return gpu is not None and (not chosen.architectures or gpu.sm in chosen.architectures)
 
 
 def add_engines(
