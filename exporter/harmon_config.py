@@ -99,6 +99,12 @@ def manifest(config: Config) -> dict[str, Any]:
     }
 
 
+def official_config(name: str) -> Config:
+    """The sizes of an official model, `harmon_0.5b` or `harmon_1.5b`."""
+    size = SIZES[name]
+    return Config(qwen2.official_config(size["llm"]), mar_config.official_config(size["mar"]))
+
+
 def size_name(config: Config) -> str:
     """The official name of these sizes, or just the family's."""
     for name, size in SIZES.items():

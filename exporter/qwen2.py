@@ -29,6 +29,8 @@ SIZES = {
         "num_attention_heads": 12,
     },
 }
+OFFICIAL = {"vocab_size": 151936, "num_key_value_heads": 2}
+"""What the published models of those sizes have in common."""
 WHERE = "the checkpoint's language model"
 MASKED = -1e9
 """Added to the score of a key that must not be seen; far below any real score."""
@@ -118,6 +120,11 @@ def configure(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Config:
             f"checkpoint's are {key_width} wide: give the right ones with --config"
         )
     return config
+
+
+def official_config(name: str) -> Config:
+    """The sizes of a published model, `qwen2.5_0.5b` or `qwen2.5_1.5b`."""
+    return Config(**SIZES[name], **OFFICIAL)
 
 
 def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -9,6 +9,7 @@ import numpy as np
 from ..engines.plan import Plan
 from ..engines.session import Array, Session
 from ..errors import DisaError
+from .counts import read_count, read_counts
 from .flow import FlowSettings
 from .flowar import FlowARLoop
 from .harmon import Grid, HarmonLoop, parse_size
@@ -75,13 +76,14 @@ class ClassConditioned:
     """What the families that draw classes have in common."""
 
     def __init__(self, plan: Plan, sessions: Sessions) -> None:
-        manifest = plan.manifest
-        self.classes = int(manifest.model["class_num"])
-        self.channels = int(manifest.tokens["channels"])
-        self.tokens = int(manifest.tokens["count"])
-        self.width = int(manifest.model["encoder_embed_dim"])
-        self.sequence = int(manifest.model.get("buffer_size", 0)) + self.tokens
-        self._names = manifest.class_names
+        self.classes = read_count(plan, "model", "class_num")
+        self.channels = read_count(plan, "tokens", "channels")
+        self.tokens = read_count(plan, "tokens", "count")
+        self.width = read_count(plan, "model", "encoder_embed_dim")
+        buffered = "buffer_size" in plan.manifest.model
+        buffer = read_count(plan, "model", "buffer_size") if buffered else 0
+        self.sequence = buffer + self.tokens
+        self._names = plan.manifest.class_names
         self._decoder = sessions["decoder"]
 
     def conditions(self, wanted: Sequence[Any]) -> list[Any]:
@@ -129,22 +131,20 @@ class FlowFamily(ClassConditioned):
 
     @classmethod
     def flowar(cls, plan: Plan, sessions: Sessions) -> "FlowFamily":
-        tokens, classes = plan.manifest.tokens, int(plan.manifest.model["class_num"])
-        loop = FlowARLoop(sessions, tokens["scales"], int(tokens["channels"]), classes)
-        return cls(plan, sessions, loop, len(tokens["scales"]))
+        scales = read_counts(plan, "tokens", "scales")
+        channels = read_count(plan, "tokens", "channels")
+        classes = read_count(plan, "model", "class_num")
+        return cls(plan, sessions, FlowARLoop(sessions, scales, channels, classes), len(scales))
 
     @classmethod
     def xar(cls, plan: Plan, sessions: Sessions) -> "FlowFamily":
-        tokens, classes = plan.manifest.tokens, int(plan.manifest.model["class_num"])
-        loop = XARLoop(
-            sessions,
-            int(tokens["clusters"]),
-            int(tokens["count"]),
-            int(tokens["channels"]),
-            classes,
-            int(tokens["dimensions"]["rows"][2]),
+        clusters, tokens, channels = (
+            read_count(plan, "tokens", name) for name in ("clusters", "count", "channels")
         )
-        return cls(plan, sessions, loop, int(tokens["clusters"]))
+        *_, rows = read_counts(plan, "tokens", "dimensions", "rows")
+        classes = read_count(plan, "model", "class_num")
+        loop = XARLoop(sessions, clusters, tokens, channels, classes, rows)
+        return cls(plan, sessions, loop, clusters)
 
     def settings(self, options: Options, schedule: Schedule | None) -> FlowSettings:
         if options.get("tolerance") or options.get("strategy") == Strategy.ADAPTIVE:
@@ -183,15 +183,14 @@ class HarmonFamily:
     classes: int | None = None
 
     def __init__(self, plan: Plan, sessions: Sessions) -> None:
-        manifest = plan.manifest
         self._plan = plan
-        self._stride = int(manifest.tokens["stride"])
-        self.vocabulary = int(manifest.model["llm"]["vocab_size"])
+        self._stride = read_count(plan, "tokens", "stride")
+        self.vocabulary = read_count(plan, "model", "llm", "vocab_size")
         self._tokenizer: Tokenizer | None = None
-        native = int(manifest.tokens["native_grid"])
-        self.width = int(manifest.model["llm"]["hidden_size"])
-        self.sequence = int(manifest.tokens["count"])
-        self.loop = HarmonLoop(sessions, native, int(manifest.tokens["channels"]))
+        native = read_count(plan, "tokens", "native_grid")
+        self.width = read_count(plan, "model", "llm", "hidden_size")
+        self.sequence = read_count(plan, "tokens", "count")
+        self.loop = HarmonLoop(sessions, native, read_count(plan, "tokens", "channels"))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -254,9 +253,10 @@ def open_family(plan: Plan, sessions: Sessions) -> Family:
         )
     try:
         return FAMILIES[name](plan, sessions)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except KeyError as error:
         raise DisaError(
-            f"{plan.path} lacks what a {name} model needs ({error}): export the checkpoint again"
+            f"{plan.path} has no {error.args[0]} graph, which a {name} model needs: export the "
+            "checkpoint again"
         ) from error
 
 
