@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from disa.exporter.mar_config import configure, official_config
 from disa.exporter.random_weights import random_plan, random_state
 from disa.runtime.bench_machine import describe_machine, describe_versions
 from disa.runtime.bench_report import check_writable, figure, table, write_record
+from disa.runtime.bench_work import count_work
 from disa.runtime.masked import prediction_counts
 from disa.runtime.noise import PhiloxNoise
 from disa.runtime.pipeline import Pipeline
@@ -34,6 +36,7 @@ from disa.runtime.settings import Settings
 
 from .contenders import Contender, Lap, Official, Plans, State
 from .official_model import OfficialMAR
+from .rates import matrix_rates
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FP32, BF16 = "official fp32", "official bf16 autocast"
@@ -42,7 +45,13 @@ FP32, BF16 = "official fp32", "official bf16 autocast"
 @click.command(cls=DisaCommand)
 @click.option("--shapes", help="An official size with random weights, such as mar_b.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights, with --plan.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Their plan; made if not given.")
+@click.option(
+    "--plan",
+    "plans",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Their plan, and others of the same weights; an fp32 one is made if none is given.",
+)
 @click.option("--engine", default="cpu", show_default=True, help="cpu, openvino; several: cpu,...")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--iterations", type=click.IntRange(1))
@@ -61,7 +70,7 @@ FP32, BF16 = "official fp32", "official bf16 autocast"
 def main(
     shapes: str | None,
     checkpoint: Path | None,
-    plan: Path | None,
+    plans: tuple[Path, ...],
     engine: str,
     batch_size: int,
     iterations: int | None,
@@ -77,8 +86,8 @@ def main(
         check_writable(output)
     if shapes:
         config, state = official_config(shapes), random_state(official_config(shapes))
-        plan = plan or random_plan(shapes)
-    elif checkpoint and plan:
+        plans = plans or (random_plan(shapes),)
+    elif checkpoint and plans:
         opened = open_checkpoint(checkpoint)
         config, state = configure(opened.state, None, opened.args), dict(opened.state)
     else:
@@ -93,9 +102,11 @@ def main(
         Official(BF16, model, torch.bfloat16, ticks),
     ]
     pipe = None
-    for name in engine.split(","):
+    for plan, name in product(plans, engine.split(",")):
         pipe = Pipeline.from_plan(plan, name, threads=threads)
-        contenders.append(Plans(f"disa {name}", pipe.sessions, config.class_num, ticks))
+        precision = pipe.plan.manifest.precision
+        label = f"disa {name}" + ("" if precision == "fp32" else f" {precision}")
+        contenders.append(Plans(label, pipe.sessions, config.class_num, ticks))
     assert pipe is not None
     options = {"iterations": iterations, "steps": steps, "strategy": strategy}
     settings = pipe.settings(**options)
@@ -103,6 +114,9 @@ def main(
     record = race(contenders, settings, config.tokens, config.channels, batch_size, every)
     record["clock"], record["threads"] = clock, torch.get_num_threads()
     record["shapes"] = shapes or pipe.plan.manifest.name
+    work = count_work(pipe.plan, settings, 1, "fp32")
+    assert work is not None
+    record["flops_an_image"], record["rates"] = work.flops, matrix_rates(threads)
     if output:
         write_record(record, output)
     click.echo(summary(record))
@@ -229,6 +243,25 @@ def race_rows(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+FLOOR_HEADINGS = ("precision", "GFLOP/s", "s/image at least", "against fp32", "against bf16")
+
+
+def floor_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """The cells under FLOOR_HEADINGS: what an image takes at least, and the factors at most.
+
+    That is the time of the operations that a guided image cannot do without, at the rate of a
+    large matrix product on the same machine.
+    """
+    results = record["contenders"]
+    baseline, autocast = (results[name]["seconds_an_image"] for name in (FP32, BF16))
+    rows = []
+    for precision, rate in record["rates"].items():
+        least = record["flops_an_image"] / rate
+        factors = (f"{seconds / least:.2f}x" for seconds in (baseline, autocast))
+        rows.append([precision, figure(rate / 1e9), figure(least), *factors])
+    return rows
+
+
 def summary(record: Mapping[str, Any]) -> str:
     """A record for people."""
     machine = record["machine"]
@@ -239,6 +272,8 @@ def summary(record: Mapping[str, Any]) -> str:
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} before and "
             f"{machine['load_after']} after, {record['threads']} threads, {record['clock']} time",
             table(HEADINGS, race_rows(record)),
+            "",
+            table(FLOOR_HEADINGS, floor_rows(record)),
         ]
     )
 

@@ -39,9 +39,15 @@ def write_random_plan(
     size: str, precision: str, path: Path, report: Callable[[str], object] = lambda stage: None
 ) -> Path:
     """Export a model of that size with random weights to a plan at `path`."""
-    config = config_of(size)
+    return write_plan(config_of(size), precision, path, report)
+
+
+def write_plan(
+    config: Config, precision: str, path: Path, report: Callable[[str], object] = lambda stage: None
+) -> Path:
+    """Export a model of that configuration with random weights to a plan at `path`."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        checkpoint = Path(folder) / f"{size}.pth"
+        checkpoint = Path(folder) / f"{path.stem}.pth"
         torch.save({"model": random_state(config)}, checkpoint)
         export(
             checkpoint, path, precision=precision, config=asdict(config), check=False, report=report
