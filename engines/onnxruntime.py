@@ -3,16 +3,18 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
 from ..errors import DisaError, MissingDependency
 from .cpu import physical_cores
+from .cuda_runner import CudaRunner, loops
 from .onnx_file import Extent, relocate
 from .plan import Plan
 from .providers import PROVIDERS, Provider, check_provider
-from .runner import DeviceRunner, HostRunner, Runner
+from .runner import HostRunner, Runner
 from .session import Array, check_inputs, check_loop
 
 _FATAL = 4
@@ -31,13 +33,15 @@ class OnnxRuntimeSession:
         threads: int | None = None,
         precision: str | None = None,
         prepack: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         """Load a graph.
 
         engine: "cpu", "cuda" or "openvino". threads: how many the host computes with, all
         physical cores if None. precision: see `providers`. prepack: lay weights out for the
         matrix kernels while loading; without it loading takes no time and no memory beyond the
-        file's cache, and runs on few rows take two to three times as long.
+        file's cache, and runs on few rows take two to three times as long. cuda_graphs: replay
+        the steps of a loop as CUDA graphs on a GPU, if it can be done.
         Raises DisaError if the graph cannot be run so.
         """
         info = plan.graph(graph)
@@ -48,18 +52,27 @@ class OnnxRuntimeSession:
         threads = threads or physical_cores()
         options = _options(self._runtime, threads, prepack)
         provider = PROVIDERS[engine].prepare(self._runtime, options, threads, precision)
-        self._session = self._load(plan, graph, options, provider)
+        refused = self._load_first(plan, graph, options, provider, cuda_graphs)
         self._check_interface()
-        self._runner: Runner = (
-            DeviceRunner(self._session, self.outputs, provider.device)
-            if provider.device
-            else HostRunner(self._session, self.outputs)
-        )
-        self.description = (
+        self._runner = self._new_runner(graph, provider, refused)
+        self._description = (
             f"ONNX Runtime {self._runtime.__version__} {provider.name} "
             f"{provider.precision or self._precision}"
             f"{check_provider(provider, self._session)}"
         )
+
+    @property
+    def description(self) -> str:
+        """See `Session.description`; tells why a loop runs without CUDA graphs where it does."""
+        if isinstance(self._runner, CudaRunner) and loops(self.inputs, self.outputs):
+            failed = self._runner.engine.graphs_failed
+            return self._description + (f", no CUDA graphs ({failed})" if failed else "")
+        return self._description
+
+    @property
+    def cuda(self) -> CudaRunner | None:
+        """What runs the graph on a GPU, with what became of its steps; None on the host."""
+        return self._runner if isinstance(self._runner, CudaRunner) else None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Session.run`."""
@@ -85,7 +98,35 @@ class OnnxRuntimeSession:
         """See `Session.empty`."""
         return self._runner.empty(shape, dtype)
 
-    def _load(self, plan: Plan, graph: str, options: Any, provider: Provider) -> Any:
+    def _load_first(
+        self, plan: Plan, graph: str, options: Any, provider: Provider, cuda_graphs: bool
+    ) -> str:
+        """Load a session that makes CUDA graphs, or one that does not; why it does not."""
+        refused = "not asked for" if provider.capturing and not cuda_graphs else ""
+        if provider.capturing and cuda_graphs and loops(self.inputs, self.outputs):
+            try:
+                self._session = self._load(plan, graph, options, provider.capturing)
+                return ""
+            except DisaError as error:
+                refused = str(error)
+        self._session = self._load(plan, graph, options, provider.arguments)
+        return refused or "the graph is no loop"
+
+    def _new_runner(self, graph: str, provider: Provider, refused: str) -> Runner:
+        if provider.stream is None:
+            return HostRunner(self._session, self.outputs)
+        return CudaRunner(
+            graph,
+            self._session,
+            self.inputs,
+            self.outputs,
+            provider.stream,
+            partial(_run_options, self._runtime),
+            _exceptions(self._runtime),
+            refused,
+        )
+
+    def _load(self, plan: Plan, graph: str, options: Any, arguments: Mapping[str, Any]) -> Any:
         info = plan.graph(graph)
         path = os.path.realpath(plan.path)
         folder, file_name = os.path.split(path)
@@ -103,7 +144,7 @@ class OnnxRuntimeSession:
         try:
             with self._failures():
                 session = self._runtime.InferenceSession(
-                    model, options, enable_fallback=0, **provider.arguments
+                    model, options, enable_fallback=0, **arguments
                 )
         finally:
             plan.check_unchanged()
@@ -157,6 +198,14 @@ def _options(runtime: ModuleType, threads: int, prepack: bool) -> Any:
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    return options
+
+
+def _run_options(runtime: ModuleType, graph: int) -> Any:
+    """Options of a run that is not waited for; `graph` is the number of its CUDA graph, or -1."""
+    options = runtime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 

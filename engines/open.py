@@ -18,19 +18,23 @@ def open_session(
     *,
     threads: int | None = None,
     precision: str | None = None,
+    cuda_graphs: bool = True,
 ) -> Session:
     """Load a graph of a plan.
 
     threads: how many the host computes with; all physical cores if None.
     precision: "fp32" keeps an engine that would compute in less (OpenVINO) to fp32; None leaves
-    the choice to the engine. Raises DisaError if that engine cannot run the graph here.
+    the choice to the engine. cuda_graphs: replay loops as CUDA graphs through ONNX Runtime.
+    Raises DisaError if that engine cannot run the graph here.
     """
     engine = choose_engine(plan, engine, precision)
     if engine in ("tensorrt", "tensorrt-rtx"):
         from .tensorrt.open import open_engine
 
         return open_engine(plan, graph, engine)
-    return OnnxRuntimeSession(plan, graph, engine, threads=threads, precision=precision)
+    return OnnxRuntimeSession(
+        plan, graph, engine, threads=threads, precision=precision, cuda_graphs=cuda_graphs
+    )
 
 
 def choose_engine(plan: Plan, engine: str = "auto", precision: str | None = None) -> str:

@@ -36,8 +36,10 @@ class Provider:
     """What it computes in where that is not what the graph says."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of InferenceSession."""
-    device: tuple[str, int] | None = None
-    """Where its arrays live, if not in the host's memory."""
+    stream: Any = None
+    """The stream of a GPU whose memory its arrays live in; None for the host's memory."""
+    capturing: Mapping[str, Any] | None = None
+    """Instead of `arguments`, for a session that makes CUDA graphs; None if none can."""
 
 
 def cpu_provider(_runtime: Any, _options: Any, _threads: int, precision: str | None) -> Provider:
@@ -52,15 +54,36 @@ def cuda_provider(runtime: Any, _options: Any, _threads: int, precision: str | N
     if CUDA not in runtime.get_available_providers():
         raise MissingDependency("onnxruntime-gpu", "gpu")
     runtime.preload_dlls()
+    stream = _gpu_stream()
     settings = {
         "device_id": "0",
+        "user_compute_stream": str(stream.handle),
         "use_tf32": str(int(precision == "tf32")),
         # The default tries every algorithm of a convolution for every new shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
     }
-    arguments = {"providers": [(CUDA, settings), CPU]}
-    return Provider(CUDA, "tf32" if precision == "tf32" else None, arguments, ("cuda", 0))
+    # Memory in reserve, for none may be asked of the driver while a CUDA graph is captured.
+    capturing = {"enable_cuda_graph": "1", "arena_extend_strategy": "kNextPowerOfTwo"}
+    return Provider(
+        CUDA,
+        "tf32" if precision == "tf32" else None,
+        {"providers": [(CUDA, settings), CPU]},
+        stream,
+        {"providers": [(CUDA, {**settings, **capturing}), CPU]},
+    )
+
+
+def _gpu_stream() -> Any:
+    """The stream that all sessions on the GPU share, so that none waits for another."""
+    from .tensorrt.open import HOST
+
+    if HOST.device is None:
+        raise DisaError(
+            "CUDA finds no NVIDIA GPU with a working driver here: use --engine cpu, or install or "
+            "update the NVIDIA driver"
+        )
+    return HOST.stream
 
 
 def _cuda_runs(runtime: Any) -> bool:

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from .device import Device
 ALIGNMENT = 256
 """Of every address that TensorRT is given."""
 _STAGES = 32
+
+
+class Memory(Protocol):
+    """Device memory that lasts as long as somebody holds this object."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def stream(self) -> "Stream": ...
 
 
 class Buffer:
@@ -41,7 +50,7 @@ class DeviceArray:
     __slots__ = ("_buffer", "address", "dtype", "shape", "stream")
 
     def __init__(
-        self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0
+        self, buffer: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0
     ) -> None:
         self._buffer = buffer
         self.stream = buffer.stream

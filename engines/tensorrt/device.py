@@ -50,6 +50,7 @@ class Device(Protocol):
     def end_capture(self, stream: Any) -> Any: ...
     def launch(self, graph: Any, stream: Any) -> None: ...
     def destroy_graph(self, graph: Any) -> None: ...
+    def abandon_capture(self, stream: Any) -> None: ...
 
 
 class CudaError(DisaError):
@@ -72,7 +73,7 @@ class CudaDevice:
         try:
             from cuda.bindings import driver, runtime
         except ImportError as error:
-            raise MissingDependency("cuda-bindings", "tensorrt-rtx") from error
+            raise MissingDependency("cuda-bindings", "gpu") from error
         self._cuda = runtime
         self._call("cudaSetDevice", index)
         attribute = runtime.cudaDeviceAttr
@@ -207,6 +208,14 @@ class CudaDevice:
     def destroy_graph(self, graph: Any) -> None:
         """Forget recorded work."""
         self._call("cudaGraphExecDestroy", graph)
+
+    def abandon_capture(self, stream: Any) -> None:
+        """Have a stream do its work again, after somebody failed to record it."""
+        code, graph = self._cuda.cudaStreamEndCapture(stream)
+        if int(code) == 0 and graph:
+            self._cuda.cudaGraphDestroy(graph)
+        # A stream that was not recording, or whose recording broke, is what was to be expected.
+        self._cuda.cudaGetLastError()
 
 
 def present(index: int = 0) -> CudaDevice | None:

@@ -1,20 +1,18 @@
 """The denoising steps of one AR iteration, without the host in between."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ...errors import DisaError
 from ..session import DTYPES, Array, TensorSpec
-from .array import Buffer, DeviceArray, move_block
+from .array import Buffer, DeviceArray, Stream, move_block
 from .layout import Layout, Slot, Tensor, lay_out
-from .profile import Piece, check_sizes, pieces, sizes_of
-
-if TYPE_CHECKING:
-    from .session import TensorRTSession
+from .profile import Piece, Range, check_sizes, pieces, sizes_of
+from .split import Splitter
 
 TABLE = "steps"
 """Dimension of the tables of timesteps. Rows beyond those in use are never looked up, so
@@ -25,6 +23,42 @@ MAX_CONTEXTS = 64
 MAX_GRAPHS = 512
 
 V = TypeVar("V")
+
+
+class Steps(Protocol):
+    """What runs one step: an engine of TensorRT, or a session of ONNX Runtime."""
+
+    @property
+    def captures_by_itself(self) -> bool:
+        """Whether it makes CUDA graphs of steps, which then are at the same addresses always."""
+        ...
+
+    def create_context(self, loop: bool) -> Any:
+        """What holds shapes and addresses, as TensorRT's execution context does."""
+        ...
+
+    def enqueue(self, context: Any) -> None:
+        """Put one step into the stream."""
+        ...
+
+
+class Looped(Protocol):
+    """A graph that is run as a loop."""
+
+    @property
+    def graph(self) -> str: ...
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...
+    @property
+    def outputs(self) -> Sequence[TensorSpec]: ...
+    @property
+    def ranges(self) -> Mapping[str, Range]: ...
+    @property
+    def splitter(self) -> Splitter: ...
+    @property
+    def stream(self) -> Stream: ...
+    @property
+    def engine(self) -> Steps: ...
 
 
 class Recent(Generic[V]):
@@ -107,25 +141,25 @@ class Run:
 class Loop:
     """Runs a graph again and again, its state staying where it is.
 
-    Where TensorRT makes no CUDA graphs itself, all the steps are captured as one when the
+    Where the engine makes no CUDA graphs itself, all the steps are captured as one when the
     same shapes and number of steps come for the second time, and replayed from then on.
     Memory and addresses are the loop's own, so a graph stays valid. The first time, steps
     are put into the stream one by one: a single request need not pay for capturing.
 
     Attributes:
-        use_graphs: whether to capture. Must not be changed to True where TensorRT captures.
+        use_graphs: whether to capture. Must not be changed to True where the engine captures.
         graphs_failed: why capturing failed; empty if it did not.
         counts: what was done so far.
     """
 
-    def __init__(self, session: "TensorRTSession") -> None:
+    def __init__(self, session: Looped) -> None:
         self.session = session
         self.stream = session.stream
         self.counts = Counts()
         self.graphs_failed = ""
-        self.use_graphs = not session.engine.flavour.captures_by_itself
-        # TensorRT-RTX captures anew whenever an address changes, so tensors come to it.
-        self._fixed_addresses = session.engine.flavour.captures_by_itself
+        self.use_graphs = not session.engine.captures_by_itself
+        # Who captures by himself does it anew whenever an address changes: tensors come to it.
+        self._fixed_addresses = session.engine.captures_by_itself
         self._contexts: Recent[Context] = Recent(MAX_CONTEXTS, lambda _: self._drop_graphs())
         self._recordings: Recent[Recording] = Recent(MAX_GRAPHS, self._forget)
         self._memory: Buffer | None = None

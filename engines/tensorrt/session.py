@@ -31,6 +31,11 @@ class Engine:
         self.specialisation = specialisation
         self._memory: Buffer | None = None
 
+    @property
+    def captures_by_itself(self) -> bool:
+        """Whether TensorRT makes the CUDA graphs, and needs to see the same addresses always."""
+        return self.flavour.captures_by_itself
+
     def create_context(self, loop: bool) -> Any:
         """A context; `loop` if it will run the same shapes again and again."""
         with collect(self.flavour.trt) as messages:

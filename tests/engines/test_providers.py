@@ -9,7 +9,10 @@ import pytest
 
 from disa.engines import providers
 from disa.engines.providers import CPU, CUDA, OPENVINO, PROVIDERS, Provider, check_provider
+from disa.engines.tensorrt.open import Host
 from disa.errors import DisaError, MissingDependency
+
+from .tensorrt.fake_device import FakeDevice
 
 
 class FakeRuntime:
@@ -80,16 +83,32 @@ def prepare(
     return PROVIDERS[engine].prepare(runtime, options, 3, precision), options
 
 
-def test_cuda_is_asked_for_and_nothing_but_the_cpu_behind_it() -> None:
+def test_cuda_is_asked_for_and_nothing_but_the_cpu_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = Host(lambda name: "absent", FakeDevice)
+    monkeypatch.setattr("disa.engines.tensorrt.open.HOST", host)
     runtime = FakeRuntime([CUDA, CPU])
     provider, _ = prepare("cuda", runtime)
     (name, settings), behind = provider.arguments["providers"]
-    assert (name, settings["use_tf32"], behind, provider.device) == (CUDA, "0", CPU, ("cuda", 0))
+    assert (name, settings["use_tf32"], behind) == (CUDA, "0", CPU)
+    assert (provider.stream, settings["user_compute_stream"]) == (host.stream, "7")
     assert runtime.preloaded
     assert provider.precision is None
+    assert "enable_cuda_graph" not in settings
+    assert provider.capturing is not None
+    assert provider.capturing["providers"][0][1]["enable_cuda_graph"] == "1"
+    assert provider.capturing["providers"][0][1]["user_compute_stream"] == "7"
     provider, _ = prepare("cuda", runtime, "tf32")
     assert provider.arguments["providers"][0][1]["use_tf32"] == "1"
     assert provider.precision == "tf32"
+
+
+def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(lambda name: "absent", lambda: None)
+    monkeypatch.setattr("disa.engines.tensorrt.open.HOST", host)
+    with pytest.raises(DisaError, match="no NVIDIA GPU .* here: use --engine cpu"):
+        prepare("cuda", FakeRuntime([CUDA, CPU]))
 
 
 def test_without_the_gpu_package_the_command_that_brings_it_is_named() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from disa.engines.onnxruntime import OnnxRuntimeSession, provider_runs
 from disa.engines.plan import Plan
-from disa.engines.providers import CPU, PROVIDERS, Kind, Provider
 from disa.engines.session import Session, iterate_by_run
 from disa.errors import DisaError
 
+from .fake_onnxruntime import use_fake_gpu
 from .tiny_graphs import (
     CHANNELS,
     expected_backbone,
@@ -22,7 +22,7 @@ from .tiny_graphs import (
 
 Open = Callable[[str], Session]
 
-# "device" is the path of GPUs, in the host's memory. A GPU's own path is added where it runs.
+# "device" is the path of GPUs, on a fake one. A real one is added where it runs.
 BACKENDS = ["cpu", "unpacked", "device", *(e for e in ("cuda", "openvino") if provider_runs(e))]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -32,9 +32,8 @@ def load(
     request: pytest.FixtureRequest, plan_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Open]:
     """Opens a graph of the tiny plan on a backend."""
-    on_device = Provider(CPU, arguments={"providers": [CPU]}, device=("cpu", 0))
-    fake = Kind(lambda *_: on_device, lambda _: True)
-    monkeypatch.setattr("disa.engines.onnxruntime.PROVIDERS", {**PROVIDERS, "device": fake})
+    if request.param == "device":
+        use_fake_gpu(monkeypatch)
     engine = "cpu" if request.param == "unpacked" else request.param
     precision = "fp32" if request.param in ("cuda", "openvino") else None
     with Plan.open(plan_path) as plan:

@@ -52,6 +52,7 @@ class FakeDevice:
         self.uploads: list[int] = []
         self.launches = 0
         self.graphs = 0
+        self.abandoned = 0
 
     def _do(self, action: Callable[[], None]) -> None:
         (self.queue if self.captured is None else self.captured).append(action)
@@ -194,3 +195,6 @@ class FakeDevice:
         self.graphs -= 1
         self.flush()
         graph.clear()
+
+    def abandon_capture(self, stream: Any) -> None:
+        self.abandoned += 1

@@ -54,6 +54,11 @@ def test_every_call_reaches_cuda(device: CudaDevice, call: str) -> None:
     assert raised.value.code == NO_DRIVER
 
 
+def test_a_capture_is_abandoned_whatever_the_stream_did(device: CudaDevice) -> None:
+    device.abandon_capture(0)
+    assert int(runtime.cudaGetLastError()[0]) in (0, NO_DRIVER)
+
+
 @pytest.mark.parametrize("call", ["allocate", "free"])
 def test_devices_without_memory_pools(device: CudaDevice, call: str) -> None:
     device._pooled = False
