@@ -147,10 +147,12 @@ class FlowFamily(ClassConditioned):
         return cls(plan, sessions, loop, clusters)
 
     def settings(self, options: Options, schedule: Schedule | None) -> FlowSettings:
-        if options.get("tolerance") or options.get("strategy") == Strategy.ADAPTIVE:
-            raise DisaError("adaptive steps are there for MAR and Harmon, whose tokens are apart")
-        interval = float(options.get("guidance_interval", 1.0))
-        return FlowSettings(schedule or _annealed(options), float(options["cfg"]), interval)
+        return FlowSettings(
+            schedule or _annealed(options),
+            float(options["cfg"]),
+            float(options.get("guidance_interval", 1.0)),
+            _tolerance(options),
+        )
 
     def iterations(self, settings: FlowSettings) -> int:
         del settings

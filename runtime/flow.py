@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DisaError
-from .sampler import StepTable
-from .schedule import MAX_STEPS, MIN_STEPS, AnnealedSchedule, Schedule
+from .sampler import Singles, StepTable
+from .schedule import MAX_STEPS, MIN_STEPS, AnnealedSchedule, Schedule, check_tolerance
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,6 +36,20 @@ class FlowTable(StepTable):
 
     times: Floats
 
+    @property
+    def places(self) -> Floats:
+        return self.times
+
+    def predicted_token(
+        self, index: int, x: Singles, after: Singles, noise: Singles | None
+    ) -> Singles:
+        """The token x - t v that the velocity of step `index` points at; see `StepTable`."""
+        of_x, of_velocity, *of_noise = self.coefficients[index].astype(np.float64)
+        added = 0.0 if noise is None else of_noise[0] * noise
+        velocity = (after - of_x * x - added) / of_velocity
+        token: Singles = x - self.times[index] * velocity
+        return token
+
 
 @dataclass(frozen=True)
 class FlowSettings:
@@ -47,11 +61,14 @@ class FlowSettings:
             from none in the first; 1 or less is none.
         guidance_interval: latest time at which FlowAR guides (arXiv 2404.07724); earlier
             steps, with more noise, are not guided.
+        tolerance: by how much an image's prediction may change between two steps; images leave
+            out steps up to that. 0 takes every step.
     """
 
     schedule: Schedule = field(default_factory=lambda: AnnealedSchedule(25, 15))
     guidance_scale: float = 1.0
     guidance_interval: float = 1.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.guidance_scale < 1000:
@@ -60,6 +77,7 @@ class FlowSettings:
             raise DisaError(
                 f"the guidance interval is a time from 0 to 1, not {self.guidance_interval}"
             )
+        check_tolerance(self.tolerance)
 
     @property
     def guided(self) -> bool:
@@ -73,35 +91,49 @@ class FlowSettings:
 
 @lru_cache(maxsize=4096)
 def euler_table(steps: int) -> FlowTable:
-    """Euler steps of FlowAR; coefficients of x and of the velocity.
+    """The Euler steps of FlowAR.
 
     Half of the times lie between 1 and 0.3, the others from 0.25 on, except that 50 steps are
     uniform. An odd count makes one step less.
     """
     _check(steps)
     if steps == UNIFORM_STEPS:
-        grid = linspace(1, 0, steps + 1)
-    else:
-        half = steps // 2
-        grid = np.concatenate([linspace(1, 0.3, half), linspace(0.25, 0, half + 1)])
-    times, change = grid[:-1], np.diff(grid)
-    return _table(times, np.ones_like(times), change)
+        return euler_steps(linspace(1, 0, steps + 1)[:-1])
+    half = steps // 2
+    return euler_steps(np.concatenate([linspace(1, 0.3, half), linspace(0.25, 0, half + 1)[:-1]]))
+
+
+def euler_steps(times: Floats) -> FlowTable:
+    """Euler steps from each of these times, falling, to the next, and at last to 0.
+
+    The coefficients are those of x and of the velocity.
+    """
+    return _table(times, np.ones_like(times), _changes(times))
 
 
 @lru_cache(maxsize=4096)
 def euler_maruyama_table(steps: int) -> FlowTable:
-    """Euler-Maruyama steps of xAR; coefficients of x, of the velocity and of the noise.
+    """The Euler-Maruyama steps of xAR, from 1 to 0.04 and then to 0."""
+    _check(steps)
+    return euler_maruyama_steps(linspace(1, 0.04, steps))
+
+
+def euler_maruyama_steps(times: Floats) -> FlowTable:
+    """Euler-Maruyama steps from each of these times, falling, to the next, and at last to 0.
 
     The reverse process dx = (v - t * score) dt + sqrt(2t) dw on the path x = (1-t) data + t noise
     (SiT, arXiv 2401.08740), where the score is -((1-t) v + x) / t, so that the drift is
-    (2-t) v + x. The last step, from 0.04 to 0, adds no noise.
+    (2-t) v + x. The last step adds no noise. The coefficients are those of x, of the velocity
+    and of the noise.
     """
-    _check(steps)
-    grid = np.append(linspace(1, 0.04, steps), 0.0)
-    times, change = grid[:-1], np.diff(grid)
+    change = _changes(times)
     noise = np.sqrt(2 * times) * np.sqrt(np.abs(change))
     noise[-1] = 0
     return _table(times, 1 + change, change * (2 - times), noise)
+
+
+def _changes(times: Floats) -> Floats:
+    return np.diff(np.append(times, 0.0))
 
 
 def linspace(start: float, stop: float, count: int) -> Floats:

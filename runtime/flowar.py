@@ -1,18 +1,22 @@
 """FlowAR's token loop: scale after scale, each denoised by the flow head."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engines.session import Array, Session
-from .flow import FlowSettings, FlowTable, euler_table
+from .adaptive import denoise, take
+from .flow import FlowSettings, FlowTable, euler_steps, euler_table
 from .head import Floats, Iteration
 from .masked import Watcher
 from .noise import NoiseSource
 from .sampler import StepTable
 from .stats import Stats
+
+Ints = npt.NDArray[np.int64]
 
 
 class FlowARLoop:
@@ -34,7 +38,7 @@ class FlowARLoop:
 
     def generate(
         self,
-        labels: npt.NDArray[np.int64],
+        labels: Ints,
         settings: FlowSettings,
         noise: NoiseSource,
         stats: Stats,
@@ -75,15 +79,14 @@ class FlowARLoop:
                     }
                 )
             caches = {name: outputs.pop(f"next_{name}") for name in caches}
+            again = partial(self._denoised, outputs, positions, scale, settings)
             with stats.timed("head"):
-                sampled = self._head.sample(
-                    table, outputs, positions, scale, settings.guidance_interval, first, stats
+                sampled = again(
+                    table, first.reshape(1, -1, self.channels), settings.tolerance, stats
                 )
             start += tokens
             if watch:
-                rows = sampled.reshape(tokens * batch, self.channels)
                 predicted = np.repeat(np.arange(tokens)[:, None], batch, axis=1)
-                again = partial(self._again, outputs, positions, scale, settings.guidance_interval)
                 watch(
                     Iteration(
                         index,
@@ -91,26 +94,83 @@ class FlowARLoop:
                         scale,
                         predicted,
                         outputs["condition"],
-                        rows,
+                        sampled,
                         euler_table,
                         again,
                     )
                 )
+            sampled = sampled.reshape(tokens, batch, self.channels)
         return sampled
 
-    def _again(
+    def _denoised(
         self,
         condition: Mapping[str, Array],
-        positions: npt.NDArray[np.int64],
+        positions: Ints,
         scale: float,
-        interval: float,
+        settings: FlowSettings,
         table: StepTable,
         noise: Floats,
+        tolerance: float = 0.0,
+        stats: Stats | None = None,
     ) -> Array:
+        """The tokens of a scale, [tokens * batch, C]; of the noise only the start is used."""
+        interval = settings.guidance_interval
+        images = Images(self._head, condition, positions, scale, interval, stats or Stats())
+        start = noise[0].reshape(len(positions), -1, self.channels)
+        return denoise(images, table, tolerance, start).reshape(-1, self.channels)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a scale, each of which can leave the batch.
+
+    Attributes:
+        condition: what the backbone gave for the head, each [guidance, ..., batch, ...].
+        positions: places of the tokens among those of all scales, [tokens].
+        stats: where the head's calls are counted.
+    """
+
+    head: "FlowHead"
+    condition: Mapping[str, Array]
+    positions: Ints
+    guidance_scale: float
+    guidance_interval: float
+    stats: Stats
+
+    @property
+    def items(self) -> int:
+        condition: Array = self.condition["condition"]
+        return int(condition.shape[self.head.batch_axes["condition"]])
+
+    def walk(self, table: StepTable, step: Ints, draw: int, x: Array) -> Array:
+        del draw
         assert isinstance(table, FlowTable)
-        first = noise[0].reshape(len(positions), -1, self.channels)
-        sampled = self._head.sample(table, condition, positions, scale, interval, first, Stats())
-        return sampled.reshape(-1, self.channels)
+        return self.head.walk(
+            table,
+            step,
+            self.condition,
+            self.positions,
+            self.guidance_scale,
+            self.guidance_interval,
+            x,
+            self.stats,
+        )
+
+    def noise(self, draw: int) -> None:
+        """Euler steps add none."""
+
+    def taken(self, items: Ints) -> "Images":
+        axes = self.head.batch_axes
+        condition = {name: take(part, items, axes[name]) for name, part in self.condition.items()}
+        return replace(self, condition=condition)
+
+    def thinned(self, table: StepTable, kept: Ints) -> StepTable:
+        """The steps `kept`, and the first one that is guided: the velocity jumps there."""
+        assert isinstance(table, FlowTable)
+        guided = np.flatnonzero(table.times <= self.guidance_interval)[:1]
+        if self.guidance_scale > 1:
+            kept = np.union1d(kept, guided)
+        return euler_steps(table.times[kept])
 
 
 class FlowHead:
@@ -122,38 +182,40 @@ class FlowHead:
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self._session, self._timestep = sessions["head"], sessions["timestep"]
         self._tables: dict[bytes, dict[str, Array]] = {}
+        self.batch_axes = batch_axes(self._session)
 
-    def sample(
+    def walk(
         self,
         table: FlowTable,
+        step: Ints,
         condition: Mapping[str, Array],
-        positions: npt.NDArray[np.int64],
+        positions: Ints,
         guidance_scale: float,
         guidance_interval: float,
-        noise: Array,
+        x: Array,
         stats: Stats,
     ) -> Array:
-        """Denoise the tokens of a scale.
+        """Take every image through steps of its own.
 
-        Steps before the guidance interval run without the unconditional half, since nothing
-        of it reaches the result.
+        As long as no image has reached the guidance interval, the unconditional half does not
+        run, since nothing of it reaches the result. An image that has not, beside others
+        that have, is guided by a scale of 1.
 
         Args:
+            table: the steps of all images.
+            step: where in the table each image is, [steps, batch].
             condition: what the backbone gave for the head, each [guidance, ...].
             positions: places of the tokens among those of all scales, [tokens].
-            noise: where denoising starts, [tokens, batch, C].
+            x: the tokens now, [tokens, batch, C].
 
         Returns:
-            The sampled tokens, [tokens, batch, C].
+            The tokens after the steps, [tokens, batch, C].
         """
-        tokens, batch = noise.shape[:2]
-        steps = np.repeat(np.arange(len(table))[:, None], batch, axis=1)
-        free = len(table)
-        if guidance_scale > 1:
-            free = int(np.sum(table.times > guidance_interval))
+        guided = (guidance_scale > 1) & (table.times[step] <= guidance_interval)
+        free = int(np.sum(~guided.any(axis=1)))
+        scale = np.where(guided, guidance_scale, 1.0).astype(np.float32)
         conditional = {name: array[0:1] for name, array in condition.items()}
-        x: Array = noise
-        for part, given in ((steps[:free], conditional), (steps[free:], condition)):
+        for part, given in ((slice(0, free), conditional), (slice(free, None), condition)):
             x = self._session.iterate(
                 carry={"next_x": "x"},
                 constants={
@@ -161,13 +223,12 @@ class FlowHead:
                     **self._embedded(table),
                     "positions": positions,
                     "coefficients": table.coefficients,
-                    "guidance_scale": np.full(batch, guidance_scale, np.float32),
                 },
-                per_step={"step": part},
+                per_step={"step": step[part], "guidance_scale": scale[part]},
                 state={"x": x},
             )["next_x"]
-        stats.head_calls += len(table)
-        stats.head_rows += len(table) * tokens * batch
+        stats.head_calls += len(step)
+        stats.head_rows += step.size * len(positions)
         return x
 
     def _embedded(self, table: FlowTable) -> dict[str, Array]:
@@ -177,9 +238,7 @@ class FlowHead:
         return self._tables[key]
 
 
-def guidance_rows(
-    labels: npt.NDArray[np.int64], classes: int, guided: bool
-) -> npt.NDArray[np.int64]:
+def guidance_rows(labels: Ints, classes: int, guided: bool) -> Ints:
     """Class of each image [guidance, batch]: as given, and none where guidance needs it."""
     return np.stack([labels, np.full_like(labels, classes)]) if guided else labels[None]
 
@@ -192,4 +251,11 @@ def empty_caches(session: Session, sizes: Mapping[str, int]) -> dict[str, Array]
         )
         for spec in session.inputs
         if spec.name.endswith("_cache")
+    }
+
+
+def batch_axes(session: Session) -> dict[str, int]:
+    """Which axis of each input of a session is the batch, for those that have one."""
+    return {
+        spec.name: spec.shape.index("batch") for spec in session.inputs if "batch" in spec.shape
     }

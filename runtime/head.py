@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,27 @@ from .sampler import StepTable
 from .stats import Stats
 
 Floats = npt.NDArray[np.float32]
+
+
+class Again(Protocol):
+    """Draws the tokens of an AR iteration again."""
+
+    def __call__(
+        self,
+        table: StepTable,
+        noise: Floats,
+        tolerance: float = 0.0,
+        stats: Stats | None = None,
+    ) -> Array:
+        """The tokens, [tokens * batch, C].
+
+        Args:
+            table: the steps, of any sampler that the head knows.
+            noise: [1 + steps, tokens * batch, C]; the first is where denoising starts.
+            tolerance: of adaptive steps; they need a table of the run's own sampler.
+            stats: where the head's calls are counted.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,9 +47,8 @@ class Iteration:
         condition: what the head was given, [guidance, tokens * batch, width].
         sampled: the tokens, [tokens * batch, C], rows (token, image).
         table_of: the table that the run's sampler has for a number of steps.
-        denoise: draws the tokens again in the same state, with any table and with noise
-            [1 + steps, tokens * batch, C], of which the first is where denoising starts. It
-            holds what the iteration was given, so it is for use while the loop waits.
+        denoise: draws the tokens again in the same state. It holds what the iteration was
+            given, so it is for use while the loop waits.
     """
 
     index: int
@@ -38,7 +58,7 @@ class Iteration:
     condition: Array
     sampled: Array
     table_of: Callable[[int], StepTable]
-    denoise: Callable[[StepTable, Floats], Array]
+    denoise: Again
 
 
 class Head:

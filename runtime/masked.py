@@ -1,7 +1,8 @@
 """The loop of masked autoregressive generation, which MAR and Harmon share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -9,13 +10,14 @@ import numpy.typing as npt
 
 from ..engines.session import Array, Session
 from ..errors import DisaError
-from .adaptive import sample_adaptively
+from .adaptive import denoise, take
 from .head import Floats, Head, Iteration
 from .noise import NoiseSource
 from .sampler import StepTable, respaced_table
 from .settings import Settings
 from .stats import Stats
 
+Ints = npt.NDArray[np.int64]
 Watcher = Callable[[Iteration], None]
 
 
@@ -66,13 +68,13 @@ class MaskedLoop:
                 condition = self._backbone.run({**constants, **step})["condition"]
             # The official rule leaves one token masked in name even after the last iteration.
             scale = settings.guidance(min(known + count, length - 1), length)
+            again = partial(self._denoised, condition, scale, settings)
             with stats.timed("head"):
                 rows = draws.reshape(1 + len(table), count * batch, self.channels)
-                sampled = self._sample(table, condition, scale, rows, settings, stats)
+                sampled = again(table, rows, settings.tolerance, stats)
             tokens[known : known + count] = sampled.reshape(count, batch, self.channels)
             known += count
             if watch:
-                again = partial(self._again, condition, scale)
                 watch(
                     Iteration(
                         index,
@@ -87,24 +89,61 @@ class MaskedLoop:
                 )
         return tokens, positions
 
-    def _sample(
+    def _denoised(
         self,
-        table: StepTable,
         condition: Array,
         scale: float,
-        noise: Floats,
         settings: Settings,
-        stats: Stats,
+        table: StepTable,
+        noise: Floats,
+        tolerance: float = 0.0,
+        stats: Stats | None = None,
     ) -> Array:
-        if not settings.tolerance:
-            return self._head.sample(table, condition, scale, noise, stats)
         respaced = partial(respaced_table, settings.sampler, temperature=settings.temperature)
-        return sample_adaptively(
-            self._head, table, respaced, settings.tolerance, condition, scale, noise, stats
+        rows = Rows(self._head, respaced, condition, scale, noise[1:], stats or Stats())
+        return denoise(rows, table, tolerance, noise[0])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of an AR iteration, each of which can leave the batch.
+
+    Attributes:
+        respaced: the table of the run's sampler for some timesteps, ascending.
+        condition: [guidance, rows, width].
+        step_noise: what each step adds, [steps, rows, C].
+        stats: where the head's calls are counted.
+    """
+
+    head: Head
+    respaced: Callable[[Sequence[int]], StepTable]
+    condition: Array
+    guidance_scale: float
+    step_noise: Floats
+    stats: Stats
+
+    @property
+    def items(self) -> int:
+        return self.step_noise.shape[1]
+
+    def walk(self, table: StepTable, step: Ints, draw: int, x: Array) -> Array:
+        noise = self.step_noise[draw : draw + len(step)]
+        return self.head.walk(
+            table, step, self.condition, self.guidance_scale, x, noise, self.stats
         )
 
-    def _again(self, condition: Array, scale: float, table: StepTable, noise: Floats) -> Array:
-        return self._head.sample(table, condition, scale, noise, Stats())
+    def noise(self, draw: int) -> Floats:
+        return self.step_noise[draw]
+
+    def taken(self, items: Ints) -> "Rows":
+        return replace(
+            self,
+            condition=take(self.condition, items, 1),
+            step_noise=take(self.step_noise, items, 1),
+        )
+
+    def thinned(self, table: StepTable, kept: Ints) -> StepTable:
+        return self.respaced([int(timestep) for timestep in table.timesteps[kept][::-1]])
 
 
 def prediction_counts(tokens: int, iterations: int) -> list[int]:

@@ -9,9 +9,10 @@ with log_variance between c[2] and c[3], where the model says.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from ..errors import DisaError
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
 TRAINING_STEPS = 1000
 CLIP_DDPM = 950
@@ -49,6 +51,40 @@ class StepTable:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def places(self) -> Floats:
+        """Where on the way from noise to token each step begins, falling, [steps]."""
+        return self.timesteps.astype(np.float64)
+
+    def part(self, rows: slice) -> Self:
+        """Some neighbouring steps."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, tables: Sequence[Self]) -> Self:
+        """The steps of several tables, one after the other."""
+        columns = [[getattr(table, field.name) for table in tables] for field in fields(cls)]
+        return cls(*(np.concatenate(parts) for parts in columns))
+
+    def predicted_token(
+        self, index: int, x: Singles, after: Singles, noise: Singles | None
+    ) -> Singles:
+        """The token that the head predicted in step `index`, from what the step did.
+
+        The step's formula is solved for epsilon with the middle of the range of log variances:
+        in the first steps, where much noise is left, both ends of that range nearly coincide.
+
+        Args:
+            x, after: before and after the step, [..., C].
+            noise: that the step added, like x; None for none.
+        """
+        of_x, of_epsilon, low, high, noise_scale = self.coefficients[index].astype(np.float64)
+        added = 0.0 if noise is None else noise_scale * np.exp(0.25 * (low + high)) * noise
+        epsilon = (after - of_x * x - added) / of_epsilon
+        alpha_bar = cosine_alphas_cumprod()[int(self.timesteps[index])]
+        token: Singles = (x - np.sqrt(1 - alpha_bar) * epsilon) / np.sqrt(alpha_bar)
+        return token
 
 
 @lru_cache(maxsize=1)

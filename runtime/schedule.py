@@ -13,6 +13,7 @@ from ..errors import DisaError
 
 MIN_STEPS = 2
 MAX_STEPS = 1000
+MAX_TOLERANCE = 10
 MAX_SCHEDULE_BYTES = 4 << 20
 FORMAT = "disa-schedule"
 FORMAT_VERSION = 1
@@ -22,8 +23,9 @@ class Strategy(StrEnum):
     """The shape of the way from many steps to few.
 
     `FIXED` is no annealing: the upper count in every iteration, over the whole range of
-    timesteps, as the original models sample. `ADAPTIVE` falls like `LINEAR`, and each token
-    leaves out the steps that it does not need.
+    timesteps, as the original models sample. `ADAPTIVE` falls like `LINEAR`, and each token,
+    or each image of a model whose tokens attend to each other in the head, leaves out the steps
+    that it does not need.
     """
 
     LINEAR = "linear"
@@ -162,6 +164,12 @@ def _checked(root: Value) -> FittedSchedule:
     if version != FORMAT_VERSION:
         raise JSONError(f"{root.where} has version {version}, and this disa reads {FORMAT_VERSION}")
     return FittedSchedule(root.get("steps", list_of(integer)))
+
+
+def check_tolerance(tolerance: float) -> None:
+    """DisaError for a tolerance of adaptive steps that cannot be."""
+    if not 0 <= tolerance <= MAX_TOLERANCE:
+        raise DisaError(f"the tolerance goes from 0 to {MAX_TOLERANCE}, not {tolerance}")
 
 
 def parse_steps(text: str) -> tuple[int, int]:

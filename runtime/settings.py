@@ -5,7 +5,10 @@ from enum import StrEnum
 
 from ..errors import DisaError
 from .sampler import SamplerName, StepTable, step_table
-from .schedule import AnnealedSchedule, Schedule, Strategy
+from .schedule import AnnealedSchedule, Schedule, Strategy, check_tolerance
+
+ADAPTIVE_SAMPLERS = (SamplerName.DDPM, SamplerName.DDIM)
+"""Those whose steps can be left out at run time: their timesteps are whole numbers."""
 
 
 class GuidanceSchedule(StrEnum):
@@ -45,9 +48,8 @@ class Settings:
             raise DisaError(f"the guidance scale must be above 0, not {self.guidance_scale}")
         if not 0 <= self.temperature <= 10:
             raise DisaError(f"the temperature goes from 0 to 10, not {self.temperature}")
-        if not 0 <= self.tolerance <= 10:
-            raise DisaError(f"the tolerance goes from 0 to 10, not {self.tolerance}")
-        if self.tolerance and self.sampler not in (SamplerName.DDPM, SamplerName.DDIM):
+        check_tolerance(self.tolerance)
+        if self.tolerance and self.sampler not in ADAPTIVE_SAMPLERS:
             raise DisaError(f"adaptive steps work with ddpm and ddim, not with {self.sampler}")
 
     @property

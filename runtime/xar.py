@@ -1,14 +1,16 @@
 """xAR's token loop: cluster after cluster, each denoised by the whole transformer."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engines.session import Array, Session
-from .flow import FlowSettings, FlowTable, euler_maruyama_table
-from .flowar import empty_caches, guidance_rows
+from .adaptive import denoise, take
+from .flow import FlowSettings, FlowTable, euler_maruyama_steps, euler_maruyama_table
+from .flowar import Ints, batch_axes, empty_caches, guidance_rows
 from .head import Floats, Iteration
 from .masked import Watcher
 from .noise import NoiseSource
@@ -37,14 +39,14 @@ class XARLoop:
         classes: int,
         rows: int = 1024,
     ) -> None:
-        self._timestep, self._prefill = sessions["timestep"], sessions["prefill"]
-        self._head = sessions["head"]
+        self._prefill, self._head_session = sessions["prefill"], sessions["head"]
+        self._head = ClusterHead(sessions, rows)
         self.clusters, self.tokens = clusters, tokens
-        self.channels, self.classes, self.rows = channels, classes, rows
+        self.channels, self.classes = channels, classes
 
     def generate(
         self,
-        labels: npt.NDArray[np.int64],
+        labels: Ints,
         settings: FlowSettings,
         noise: NoiseSource,
         stats: Stats,
@@ -60,7 +62,7 @@ class XARLoop:
             Tokens in generation order, quadrant by quadrant, [256, batch, C].
         """
         batch, count = len(labels), self.tokens // self.clusters
-        tokens = self._head.empty((self.tokens, batch, self.channels), np.float32)
+        tokens = self._head_session.empty((self.tokens, batch, self.channels), np.float32)
         caches: dict[str, Array] = {}
         for index in range(self.clusters):
             start = index * count
@@ -69,7 +71,7 @@ class XARLoop:
             class_index = guidance_rows(labels, self.classes, guided)
             sizes = {"guidance": len(class_index), "batch": batch, "past": 0}
             if index < 2:
-                caches = empty_caches(self._head, sizes)
+                caches = empty_caches(self._head_session, sizes)
             with stats.timed("backbone"):
                 if index:
                     caches = self._extended(
@@ -79,15 +81,13 @@ class XARLoop:
             scale = settings.guidance(index, self.clusters)
             with stats.timed("noise"):
                 draws = noise.gaussian(index, len(table), (count, batch, self.channels))
+            again = partial(self._denoised, caches, start, class_index, scale)
             with stats.timed("head"):
-                sampled = self._denoise(table, caches, start, class_index, scale, draws)
-            stats.head_calls += len(table)
-            stats.head_rows += len(table) * count * batch
-            tokens[start : start + count] = sampled
+                rows = draws.reshape(len(table), count * batch, self.channels)
+                sampled = again(table, rows, settings.tolerance, stats)
+            tokens[start : start + count] = sampled.reshape(count, batch, self.channels)
             if watch:
-                rows = sampled.reshape(count * batch, self.channels)
                 predicted = np.repeat(np.arange(start, start + count)[:, None], batch, axis=1)
-                again = partial(self._again, caches, start, class_index, scale)
                 watch(
                     Iteration(
                         index,
@@ -95,37 +95,37 @@ class XARLoop:
                         scale,
                         predicted,
                         class_index,
-                        rows,
+                        sampled,
                         euler_maruyama_table,
                         again,
                     )
                 )
         return tokens
 
-    def _again(
+    def _denoised(
         self,
         caches: Mapping[str, Array],
         start: int,
-        class_index: npt.NDArray[np.int64],
+        class_index: Ints,
         scale: float,
         table: StepTable,
         noise: Floats,
+        tolerance: float = 0.0,
+        stats: Stats | None = None,
     ) -> Array:
-        assert isinstance(table, FlowTable)
-        batch = class_index.shape[1]
-        draws = noise[: len(table)].reshape(len(table), -1, batch, self.channels)
-        sampled = self._denoise(table, caches, start, class_index, scale, draws)
-        return sampled.reshape(-1, self.channels)
+        """The tokens of a cluster, [tokens * batch, C]; its last step takes no noise."""
+        draws = noise[: len(table)].reshape(len(table), -1, class_index.shape[1], self.channels)
+        positions = np.arange(start, start + draws.shape[1])
+        images = Images(
+            self._head, caches, positions, class_index, scale, draws[1:], stats or Stats()
+        )
+        return denoise(images, table, tolerance, draws[0]).reshape(-1, self.channels)
 
     def _extended(
-        self,
-        caches: Mapping[str, Array],
-        previous: Array,
-        start: int,
-        class_index: npt.NDArray[np.int64],
+        self, caches: Mapping[str, Array], previous: Array, start: int, class_index: Ints
     ) -> dict[str, Array]:
         """The caches with the finished cluster `previous`, which ends at `start`."""
-        modulation = self._modulations(np.zeros(1, np.float32), class_index)
+        modulation = self._head.modulations(np.zeros((1, class_index.shape[1])), class_index)
         outputs = self._prefill.run(
             {
                 "tokens": previous,
@@ -136,51 +136,127 @@ class XARLoop:
         )
         return {name: outputs[f"next_{name}"] for name in caches}
 
-    def _denoise(
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a cluster, each of which can leave the batch.
+
+    Attributes:
+        caches: keys and values of the clusters before.
+        positions: places of the tokens in generation order, [tokens].
+        class_index: [guidance, batch].
+        step_noise: of each step but the last, [steps - 1, tokens, batch, C].
+        stats: where the head's calls are counted.
+    """
+
+    head: "ClusterHead"
+    caches: Mapping[str, Array]
+    positions: Ints
+    class_index: Ints
+    guidance_scale: float
+    step_noise: Floats
+    stats: Stats
+
+    @property
+    def items(self) -> int:
+        return self.class_index.shape[1]
+
+    def walk(self, table: StepTable, step: Ints, draw: int, x: Array) -> Array:
+        assert isinstance(table, FlowTable)
+        noise = self.step_noise[draw : draw + len(step)]
+        if len(noise) < len(step):
+            # The last step adds no noise, whatever stands there.
+            noise = np.concatenate([noise, np.zeros((1, *noise.shape[1:]), np.float32)])
+        constants = {
+            **self.caches,
+            "positions": self.positions,
+            "coefficients": table.coefficients,
+            "guidance_scale": np.full(self.items, self.guidance_scale, np.float32),
+        }
+        self.stats.head_calls += len(step)
+        self.stats.head_rows += step.size * len(self.positions)
+        return self.head.walk(table, step, self.class_index, constants, noise, x)
+
+    def noise(self, draw: int) -> Floats:
+        return self.step_noise[draw]
+
+    def taken(self, items: Ints) -> "Images":
+        axes = self.head.batch_axes
+        return replace(
+            self,
+            caches={name: take(cache, items, axes[name]) for name, cache in self.caches.items()},
+            class_index=take(self.class_index, items, 1),
+            step_noise=take(self.step_noise, items, 2),
+        )
+
+    def thinned(self, table: StepTable, kept: Ints) -> StepTable:
+        assert isinstance(table, FlowTable)
+        return euler_maruyama_steps(table.times[kept])
+
+
+class ClusterHead:
+    """The head and timestep graphs of a plan.
+
+    Args:
+        rows: for how many pairs of a timestep and a class modulations are computed at once.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], rows: int) -> None:
+        self._session, self._timestep = sessions["head"], sessions["timestep"]
+        self.rows = rows
+        self.batch_axes = batch_axes(self._session)
+
+    def walk(
         self,
         table: FlowTable,
-        caches: Mapping[str, Array],
-        start: int,
-        class_index: npt.NDArray[np.int64],
-        guidance_scale: float,
-        draws: npt.NDArray[np.float32],
+        step: Ints,
+        class_index: Ints,
+        constants: Mapping[str, Array],
+        noise: Floats,
+        x: Array,
     ) -> Array:
-        """Denoise a cluster; `draws` [steps, tokens, batch, C], the first where it starts."""
-        steps, count, batch = draws.shape[:3]
-        constants = {
-            **caches,
-            "positions": np.arange(start, start + count),
-            "coefficients": table.coefficients,
-            "guidance_scale": np.full(batch, guidance_scale, np.float32),
-        }
-        # The last step adds no noise, whatever stands there.
-        step_noise = np.concatenate([draws[1:], np.zeros_like(draws[:1])])
-        step_index = np.repeat(np.arange(steps)[:, None], batch, axis=1)
-        x: Array = draws[0]
+        """Take every image through steps of its own.
+
+        Args:
+            table: the steps of all images.
+            step: where in the table each image is, [steps, batch].
+            class_index: [guidance, batch].
+            constants: what else the head graph is given.
+            noise: for each step, [steps, tokens, batch, C].
+            x: the tokens now, [tokens, batch, C].
+
+        Returns:
+            The tokens after the steps, [tokens, batch, C].
+        """
         at_once = max(1, self.rows // class_index.size)
-        for first in range(0, steps, at_once):
-            part = slice(first, min(first + at_once, steps))
-            x = self._head.iterate(
+        for first in range(0, len(step), at_once):
+            part = slice(first, first + at_once)
+            x = self._session.iterate(
                 carry={"next_x": "x"},
                 constants=constants,
                 per_step={
-                    "step": step_index[part],
-                    "noise": step_noise[part],
-                    "modulation": self._modulations(table.timesteps[part], class_index),
+                    "step": step[part],
+                    "noise": noise[part],
+                    "modulation": self.modulations(table.timesteps[step[part]], class_index),
                 },
                 state={"x": x},
             )["next_x"]
         return x
 
-    def _modulations(
-        self, timesteps: npt.NDArray[np.float32], class_index: npt.NDArray[np.int64]
-    ) -> Array:
-        """What class and time do to every block, [steps, guidance, batch, modulations]."""
-        steps, rows = len(timesteps), class_index.size
+    def modulations(self, timesteps: npt.NDArray[np.floating], class_index: Ints) -> Array:
+        """What class and time do to every block, [steps, guidance, batch, modulations].
+
+        Args:
+            timesteps: of each image, [steps, batch].
+            class_index: [guidance, batch].
+        """
+        shape = (len(timesteps), *class_index.shape)
         outputs = self._timestep.run(
             {
-                "timestep": np.repeat(timesteps, rows),
-                "class_index": np.tile(class_index.reshape(-1), steps),
+                "timestep": np.broadcast_to(timesteps[:, None], shape)
+                .reshape(-1)
+                .astype(np.float32),
+                "class_index": np.broadcast_to(class_index, shape).reshape(-1),
             }
         )
-        return outputs["modulation"].reshape(steps, *class_index.shape, -1)
+        return outputs["modulation"].reshape(*shape, -1)

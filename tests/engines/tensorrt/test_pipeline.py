@@ -3,7 +3,9 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from disa.engines.plan import Plan
@@ -60,3 +62,24 @@ def test_nothing_waits_before_the_images_are_wanted(
     before = device.waits
     pipe([1, 2], num_iterations=3, steps="6:2", batch_size=2)
     assert device.waits - before <= 1 + len(pipe.plan.graph("decoder").outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("mar", 10.0), ("flowar_s", 0.75), ("flowar_l", 0.75), ("xar", 1.35)]
+)
+def test_adaptive_steps_are_those_of_the_host(
+    name: str, tolerance: float, golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Tokens that are done leave the batch; what stays is the same on the device."""
+    path = Path(shutil.copy(golden_plan(name), tmp_path / "p.plan"))
+    options: dict[str, Any] = {"steps": "12:8", "guidance_scale": 2.0, "tolerance": tolerance}
+    if name == "mar":
+        options["num_iterations"] = 4
+    host = Pipeline.from_plan(path, "cpu")([1, 2, 3], **options)
+    fixed = Pipeline.from_plan(path, "cpu")([1, 2, 3], **{**options, "tolerance": 0.0})
+    # Room for two of the three images.
+    engines = with_fake_engines(path, "tensorrt", Range(1, 2, 2))
+    drawn = open_pipeline(engines, "tensorrt", FakeDevice())([1, 2, 3], **options)
+    assert drawn.stats.head_rows == host.stats.head_rows < fixed.stats.head_rows
+    scale = np.abs(host.latents).max()
+    assert np.abs(drawn.latents - host.latents).max() < 1e-4 * scale
