@@ -25,9 +25,17 @@ class Precision(StrEnum):
         return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.value]
 
 
+class NarrowEmbedding(nn.Embedding):
+    """A table that takes the graph's precision, for whoever casts its rows back to fp32."""
+
+
 def set_precision(module: ModuleT, precision: Precision) -> ModuleT:
-    """Give every linear and convolution layer of `module` weights of this precision, in place."""
+    """Give every linear and convolution layer of `module` weights of this precision, in place.
+
+    Of embedding tables only `NarrowEmbedding` follows: most are small, and their rows are
+    added to fp32 sums.
+    """
     for child in module.modules():
-        if isinstance(child, nn.Linear | nn.Conv2d):
+        if isinstance(child, nn.Linear | nn.Conv2d | NarrowEmbedding):
             child.to(precision.dtype)
     return module

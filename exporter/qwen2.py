@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..errors import DisaError
+from .precision import NarrowEmbedding
 from .weights import count_blocks, shape_of
 
 SIZES = {
@@ -277,7 +278,7 @@ class Qwen2(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = NarrowEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.theta, self.head_dim = config.rope_theta, config.head_dim

@@ -141,9 +141,8 @@ def random_plan(
         report: called with the name of each stage as it begins.
     """
     config = official_config(shapes)
-    family = SIZES[shapes]
     folder = folder or cache_folder()
-    plan = folder / f"{shapes}-random-{_fingerprint(family)}.plan"
+    plan = folder / plan_name(shapes)
     if plan.exists():
         return plan
     try:
@@ -155,7 +154,7 @@ def random_plan(
         checkpoint = Path(name) / f"{shapes}.pth"
         report("making random weights")
         random_checkpoint(config, checkpoint)
-        tokenizer = byte_tokenizer(Path(name)) if family == harmon_config.FAMILY else None
+        tokenizer = byte_tokenizer(Path(name)) if reads_text(shapes) else None
         export(checkpoint, plan, tokenizer=tokenizer, check=False, report=report)
     for old in folder.glob(f"{shapes}-random-*.plan"):
         if old != plan:
@@ -163,14 +162,20 @@ def random_plan(
     return plan
 
 
+def reads_text(shapes: str) -> bool:
+    """Whether a model of that official size needs a tokenizer."""
+    return SIZES[shapes] == harmon_config.FAMILY
+
+
+def plan_name(shapes: str) -> str:
+    """The file that `random_plan` makes."""
+    digest = hashlib.sha256()
+    for name in (*SHARED_SOURCES, *SOURCES[SIZES[shapes]]):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return f"{shapes}-random-{digest.hexdigest()[:12]}.plan"
+
+
 def cache_folder() -> Path:
     """`disa` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "disa"
-
-
-def _fingerprint(family: str) -> str:
-    digest = hashlib.sha256()
-    for name in (*SHARED_SOURCES, *SOURCES[family]):
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
-    return digest.hexdigest()[:12]

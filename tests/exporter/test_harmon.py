@@ -178,6 +178,15 @@ def test_fp16_stays_near_fp32() -> None:
             assert 0 < relative(torch.from_numpy(got), want) < 1e-2
 
 
+def test_the_table_of_token_embeddings_is_halved_too() -> None:
+    changed = harmon.build(STATE, harmon.configure(STATE, CONFIG), "x")
+    for precision in (Precision.FP16, Precision.BF16):
+        set_precision(changed, precision)
+        tables = [m for m in changed.modules() if isinstance(m, nn.Embedding)]
+        narrow = [m for m in tables if m.weight.dtype == precision.dtype]
+        assert narrow == [changed.language_model.embed_tokens]
+
+
 @torch.no_grad()
 def test_large_key_biases_do_not_overflow_fp16(model: Harmon) -> None:
     """Qwen2's keys have large biases; these scores exceed 65504 before they are scaled."""
@@ -206,7 +215,7 @@ def test_official_sizes_need_no_flags(name: str) -> None:
     assert harmon.recognise(state)
     assert not mar_config.recognise(state)
     config = harmon.configure(state)
-    assert config == harmon.Config(llm, half, 0.2325)
+    assert config == harmon.Config(llm, half, 0.2325) == harmon_config.official_config(name)
     manifest = harmon.manifest(config)
     assert manifest["model"]["size"] == name
     assert manifest["image"] == {"height": 512, "width": 512}

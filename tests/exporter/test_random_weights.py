@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +8,21 @@ import torch
 from disa.errors import DisaError
 from disa.exporter import random_weights
 from disa.exporter.checkpoint import open_checkpoint
+from disa.exporter.families import find_family
+from disa.exporter.flowar_config import Config as FlowARConfig
 from disa.exporter.mar_config import Config, configure, official_config
-from disa.exporter.random_weights import cache_folder, random_plan, random_state
+from disa.exporter.random_weights import (
+    SIZES,
+    byte_tokenizer,
+    cache_folder,
+    random_checkpoint,
+    random_plan,
+    random_state,
+)
+from disa.exporter.random_weights import official_config as config_of
+from disa.exporter.tokenizer import read_tokenizer
+from disa.exporter.xar_config import Config as XARConfig
+from disa.runtime.prompt import Tokenizer, prompt_text
 
 TINY = replace(
     official_config("mar_b"),
@@ -25,6 +39,56 @@ TINY = replace(
     class_num=3,
     mlp_ratio=0.25,
 )
+
+
+STACKS = {
+    "encoder_embed_dim": 48,
+    "encoder_depth": 1,
+    "encoder_num_heads": 3,
+    "decoder_embed_dim": 48,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "vae_embed_dim": 16,
+    "class_num": 3,
+}
+UNUSUAL = [
+    FlowARConfig(**STACKS, diffloss_d=1, diffloss_w=64, cross=False),
+    FlowARConfig(**STACKS, diffloss_d=2, diffloss_w=128, cross=True),
+    XARConfig(**STACKS),
+]
+
+
+@pytest.mark.parametrize("config", UNUSUAL)
+def test_a_checkpoint_tells_its_sizes(config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "random.pth"
+    weights = random_checkpoint(config, path)
+    opened = open_checkpoint(path)
+    assert opened.layout == "state dict"
+    family = find_family(opened.state, path)
+    assert family.configure(opened.state, None, opened.args) == config
+    model = family.build(opened.state, config, path)
+    assert weights == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_mar_comes_in_a_training_checkpoint(tmp_path: Path) -> None:
+    random_checkpoint(TINY, tmp_path / "random.pth")
+    assert open_checkpoint(tmp_path / "random.pth").layout == "state dict, model"
+
+
+def test_every_official_size_has_a_configuration() -> None:
+    families = {name: type(config_of(name)).__module__ for name in SIZES}
+    assert len(families) == 11
+    for name, module in families.items():
+        assert module == f"disa.exporter.{SIZES[name]}_config"
+
+
+def test_the_tokenizer_of_bytes(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(read_tokenizer(byte_tokenizer(tmp_path / "bytes"), 151936))
+    text = prompt_text("a dög")
+    special = text.count("<|im_start|>") * len("<|im_start|>")
+    special += text.count("<|im_end|>") * len("<|im_end|>")
+    assert len(tokenizer.encode("a dög")) == len(text.encode()) - special + 3
+    assert max(tokenizer.encode("a dög")) < 259
 
 
 def test_weights_are_the_same_for_a_seed() -> None:

@@ -1,0 +1,161 @@
+"""Makes docs/families.md from the records of the families in benchmarks/results.
+
+    python -m benchmarks.make_families_page
+
+The page holds no figure that is not in a record.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from disa.cli import DisaCommand
+from disa.errors import DisaError
+from disa.runtime.bench_report import write_text
+
+from . import family_costs, family_savings, official_sizes
+from .records import read_record
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "families.md"
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page.
+
+    Attributes:
+        kind: of the record, whose file has its name.
+        text: what stands before the table.
+        rows: the cells of the record's entries under `headings`.
+        when: the date and the load of an entry.
+        left: columns of words, which are aligned to the left.
+    """
+
+    title: str
+    kind: str
+    text: str
+    headings: Sequence[str]
+    rows: Callable[[Mapping[str, Entry]], list[list[str]]]
+    when: Callable[[Entry], tuple[str, float]]
+    left: int = 1
+
+
+def entry_moment(entry: Entry) -> tuple[str, float]:
+    """When an entry was measured, and the load of the machine then."""
+    return entry["date"], entry["load"]
+
+
+def bench_moment(entry: Entry) -> tuple[str, float]:
+    """The same of an entry that disa-bench's measurement made."""
+    return entry["date"], entry["machine"]["load"]
+
+
+SECTIONS = (
+    Section(
+        "Steps against fixed steps",
+        family_costs.KIND,
+        "One image at a time, guided as published, from class or prompt to latents, every AR "
+        "iteration measured. `DiSA` is the published schedule of that model, `fixed` takes the "
+        "same number of steps in every AR iteration. Variants take turns. Harmon draws 256x256 "
+        "here, a quarter of the tokens of its usual 512x512, because of the time that it takes on "
+        "a CPU. `CPU s` are those of all threads.",
+        family_costs.HEADINGS,
+        family_costs.cost_rows,
+        bench_moment,
+        left=2,
+    ),
+    Section(
+        "What is computed once",
+        family_savings.KIND,
+        "What does not change inside a loop is computed before it. The table says what it would "
+        "cost at every turn, what it costs once, and what a turn costs without it; the share is of "
+        "the loop with the work inside. One guided image, one thread, PyTorch, milliseconds of CPU "
+        "time.",
+        family_savings.HEADINGS,
+        family_savings.hoisted_rows,
+        entry_moment,
+        left=3,
+    ),
+    Section(
+        "Every official size",
+        official_sizes.KIND,
+        "A checkpoint with random weights in the official layout is exported without a word about "
+        "its sizes, its graphs are compared with the fp32 model (`differs by` is the largest "
+        "relative error), and one image is drawn in a short run: 4 AR iterations where the family "
+        "has a choice, steps 4:2, Harmon at 128x128. GiB are the most that the process had "
+        "resident at once, mapped files included.",
+        official_sizes.HEADINGS,
+        official_sizes.size_rows,
+        entry_moment,
+        left=2,
+    ),
+)
+INTRODUCTION = (
+    "# The families, measured\n\n"
+    "Made by `python -m benchmarks.make_families_page` from the records in `benchmarks/results`. "
+    "All models have random weights of an official size. How each family is split into graphs is "
+    "in [Adding a model family](adding-a-family.md); MAR's own measurements are in "
+    "[Benchmarks](benchmarks.md)."
+)
+
+
+@click.command(cls=DisaCommand)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@click.option("--page", type=click.Path(path_type=Path), default=PAGE)
+def main(results: Path, page: Path) -> None:
+    """Make the page of the families from their records."""
+    parts = [part for section in SECTIONS for part in section_parts(section, results)]
+    if not parts:
+        raise DisaError(f"there are no records of families in {results}: measure them first")
+    notes = results / "families.md"
+    if notes.exists():
+        parts.append(notes.read_text(encoding="utf-8").strip())
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text("\n\n".join([INTRODUCTION, *parts]) + "\n", page)
+
+
+def section_parts(section: Section, results: Path) -> list[str]:
+    """Title, command, machine, table; nothing where there is no record."""
+    path = results / f"{section.kind}.json"
+    record = read_record(path, section.kind)
+    if not record or not record["entries"]:
+        return []
+    entries = record["entries"]
+    return [
+        f"## {section.title}",
+        f"    python -m benchmarks.{section.kind} -o benchmarks/results/{section.kind}.json",
+        section.text,
+        machine_of(record, [section.when(entry) for entry in entries.values()]),
+        markdown(section.headings, section.rows(entries), section.left),
+    ]
+
+
+def machine_of(record: Entry, moments: Sequence[tuple[str, float]]) -> str:
+    """The machine, the versions, when it was, and how busy the machine was."""
+    machine, versions = record["machine"], record["versions"]
+    named = [f"{name} {versions[name]}" for name in ("onnxruntime", "torch") if name in versions]
+    dates, loads = zip(*moments, strict=True)
+    days = sorted({date[:10] for date in dates})
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / (1 << 30):.0f} GiB, {', '.join(named)}, "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, load average {min(loads)} to "
+        f"{max(loads)} at the start of each model."
+    )
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A table; columns after the first `left` are aligned to the right."""
+    marks = ["---"] * left + ["---:"] * (len(headings) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, marks, *rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Exports every official size with random weights and draws an image with each, in a short run.
+
+    python -m benchmarks.official_sizes -o benchmarks/results/official_sizes.json
+    python -m benchmarks.official_sizes --only mar_h,harmon_1.5b --precision fp16
+
+Each part runs in a process of its own. The files of a size are removed before the next one.
+Entries of the record that are not measured again stay.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from disa.cli import DisaCommand
+from disa.errors import DisaError
+from disa.exporter.export import export
+from disa.exporter.random_weights import (
+    SIZES,
+    byte_tokenizer,
+    official_config,
+    plan_name,
+    random_checkpoint,
+    reads_text,
+)
+from disa.runtime.bench_report import check_writable, figure, table
+from disa.runtime.noise import PhiloxNoise
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.stats import Stats
+
+from .alone import run_alone
+from .records import Record, choose, moment, read_entries, write_entries
+
+KIND = "official_sizes"
+GIB = 1 << 30
+SHORT: Mapping[str, dict[str, Any]] = {
+    "mar": {"iterations": 4, "steps": "4:2"},
+    "flowar": {"steps": "4:2"},
+    "xar": {"steps": "4:2"},
+    "harmon": {"iterations": 4, "steps": "4:2", "size": "128"},
+}
+"""Sampling options of the short run; the guidance is the plan's."""
+PROMPT = "a dog on the left and a cat on the right"
+HEADINGS = (
+    *("size", "precision", "million weights", "plan GB", "export s", "export GiB"),
+    *("differs by", "load s", "run s", "run GiB", "head calls"),
+)
+
+
+@click.command(cls=DisaCommand)
+@click.option("--only", help="Sizes to take, such as mar_h,harmon_1.5b; all by default.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
+@click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
+@click.option("--engine", default="cpu", show_default=True, help="What draws.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for up to 35 GB of files.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
+def main(
+    only: str | None,
+    precision: str,
+    no_check: bool,
+    engine: str,
+    threads: int | None,
+    scratch: Path | None,
+    keep: Path | None,
+    output: Path | None,
+) -> None:
+    """Export every official size with random weights, and draw an image with each."""
+    chosen = choose(only, list(SIZES))
+    entries: dict[str, Record] = {}
+    if output:
+        check_writable(output)
+        entries = read_entries(output, KIND)
+    for size in chosen:
+        with tempfile.TemporaryDirectory(prefix="sizes-", dir=scratch) as folder:
+            entries[size] = measure(size, Path(folder), precision, not no_check, engine, threads)
+            if keep:
+                shutil.move(Path(folder) / f"{size}.plan", keep / plan_name(size))
+        click.echo(table(HEADINGS, size_rows({size: entries[size]})))
+        if output:
+            write_entries(output, KIND, entries, list(SIZES))
+
+
+def measure(
+    size: str, folder: Path, precision: str, check: bool, engine: str, threads: int | None
+) -> Record:
+    """What making and using a plan of an official size costs, as JSON.
+
+    folder: where checkpoint and plan are written.
+    """
+    checkpoint, plan = folder / f"{size}.pth", folder / f"{size}.plan"
+    entry: Record = {"family": SIZES[size], "precision": precision, **moment()}
+    made = run_alone(make_checkpoint, size, checkpoint)
+    exported = run_alone(make_plan, size, checkpoint, plan, precision, check)
+    drawn = run_alone(draw, plan, SIZES[size], engine, threads)
+    return entry | {
+        "weights": made.result,
+        "checkpoint_bytes": checkpoint.stat().st_size,
+        "plan_bytes": plan.stat().st_size,
+        "export_seconds": exported.seconds,
+        "export_peak_bytes": exported.peak_memory,
+        "difference": exported.result,
+        "options": SHORT[SIZES[size]],
+        "run_peak_bytes": drawn.peak_memory,
+        "run_own_bytes": drawn.own_memory,
+        **drawn.result,
+    }
+
+
+def make_checkpoint(size: str, path: Path) -> int:
+    """Write a checkpoint in the official layout; the number of its weights."""
+    return random_checkpoint(official_config(size), path)
+
+
+def make_plan(size: str, checkpoint: Path, plan: Path, precision: str, check: bool) -> float | None:
+    """Export without a word about the sizes; the largest difference from fp32, if checked."""
+    tokenizer = byte_tokenizer(checkpoint.parent) if reads_text(size) else None
+    exported = export(checkpoint, plan, precision=precision, tokenizer=tokenizer, check=check)
+    return max((error.relative for error in exported.errors), default=None)
+
+
+def draw(plan: Path, family: str, engine: str, threads: int | None) -> Record:
+    """Load a plan and draw one image; DisaError if its latents are not finite."""
+    stats = Stats()
+    with stats.timed("load"):
+        pipe = Pipeline.from_plan(plan, engine, threads=threads)
+    text = pipe.family.classes is None
+    conditions = pipe.conditions(None, PROMPT) if text else pipe.conditions(207)
+    settings = pipe.settings(**SHORT[family])
+    _, latents = pipe.draw(conditions, settings, PhiloxNoise(0, [0]), stats)
+    if not np.isfinite(latents).all():
+        raise DisaError(f"{plan.stem}: the image is not finite")
+    return {
+        "engine": pipe.engine,
+        "latents": list(latents.shape),
+        "load_seconds": stats.seconds.pop("load"),
+        "seconds": stats.seconds,
+        "head_calls": stats.head_calls,
+    }
+
+
+def size_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of entries under HEADINGS."""
+    return [
+        [
+            size,
+            entry["precision"],
+            f"{entry['weights'] / 1e6:.0f}",
+            f"{entry['plan_bytes'] / 1e9:.2f}",
+            figure(entry["export_seconds"]),
+            _gib(entry["export_peak_bytes"]),
+            "not checked" if entry["difference"] is None else f"{entry['difference']:.1e}",
+            figure(entry["load_seconds"]),
+            figure(entry["seconds"]["total"]),
+            _gib(entry["run_peak_bytes"]),
+            str(entry["head_calls"]),
+        ]
+        for size, entry in entries.items()
+    ]
+
+
+def _gib(count: int | None) -> str:
+    return "-" if count is None else f"{count / GIB:.2f}"
+
+
+if __name__ == "__main__":
+    main()
