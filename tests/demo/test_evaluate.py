@@ -103,7 +103,7 @@ def test_the_report_has_table_numbers_and_picture(
     assert content["rows"][1]["speedup"] == 2
     assert 0 <= content["real"]["accuracy"] <= 1
     with Image.open(output.with_suffix(".png")) as picture:
-        assert picture.size == (20 * 64, 2 * 64)
+        assert picture.size == (120 + 20 * 64, 2 * 64)
 
 
 def test_schedules_as_options() -> None:
