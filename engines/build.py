@@ -167,6 +167,12 @@ def add_engines(
     return built
 
 
+def check_engines(options: EngineOptions, precision: str) -> None:
+    """DisaError if engines of this precision cannot be built so; takes no time."""
+    chosen = flavour.load(options.engine, ahead_of_time=bool(options.gpus))
+    builder.check_targets(chosen, targets(chosen, options.gpus, precision), precision)
+
+
 def _replaces(new: EngineInfo, old: EngineInfo) -> bool:
     same = (new.graph, new.backend) == (old.graph, old.backend)
     return same and set(old.architectures) <= set(new.architectures)
@@ -178,7 +184,7 @@ def build_engines(plan: Plan, options: EngineOptions) -> tuple[BuiltEngine, ...]
     Shows a progress bar. Raises DisaError with the reason if one cannot be built.
     """
     chosen = flavour.load(options.engine, ahead_of_time=bool(options.gpus))
-    job = _Job(plan, options, chosen, _targets(chosen, options.gpus))
+    job = _Job(plan, options, chosen, targets(chosen, options.gpus, plan.manifest.precision))
     graphs = list(plan.manifest.graphs.values())
     for graph in graphs:
         builder.check_targets(chosen, job.targets, plan.manifest.precision)
@@ -203,12 +209,14 @@ class _Share:
             self.shown = percent
 
 
-def _targets(chosen: flavour.Flavour, gpus: Sequence[int]) -> tuple[int, ...]:
+def targets(chosen: flavour.Flavour, gpus: Sequence[int], precision: str) -> tuple[int, ...]:
+    """Architectures to build for: those given, the GPU present, or all that have the precision."""
     if chosen.architectures and gpus:
         return tuple(gpus)
     gpu = device.present()
     if chosen.architectures:
-        return (gpu.sm,) if gpu else DEFAULT_TARGETS
+        able = tuple(sm for sm in DEFAULT_TARGETS if sm >= flavour.LEAST_SM[precision])
+        return (gpu.sm,) if gpu else able
     if gpu is None:
         raise DisaError(
             f"{chosen} needs the GPU that it builds for, and none is here: run this on the "

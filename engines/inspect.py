@@ -82,6 +82,7 @@ def as_text(plan: Plan) -> list[str]:
         ("name", manifest.name),
         ("family", manifest.family),
         ("precision", manifest.precision),
+        ("quantized", _quantized(manifest)),
         ("size", _bytes(plan.size)),
         ("model", _pairs(manifest.model)),
         ("tokens", _pairs(manifest.tokens)),
@@ -142,6 +143,11 @@ def _shape(shape: Sequence[int]) -> str:
 def _classes(manifest: Manifest) -> str:
     names = manifest.class_names
     return f"{len(names)}: {', '.join(names)}" if names else ""
+
+
+def _quantized(manifest: Manifest) -> str:
+    """For each quantised graph how many of its products are, and what that did to its output."""
+    return "; ".join(f"{name}: {_pairs(about)}" for name, about in manifest.quantized.items())
 
 
 def _pairs(entries: Mapping[str, Any]) -> str:

@@ -30,6 +30,9 @@ MANIFEST = "manifest.json"
 """The name of the member that holds it."""
 MAX_BYTES = 2 << 20
 
+QUANTIZED = ("int8", "fp8")
+"""Precisions of which the manifest says more under "quantization"."""
+
 _MAX_RANK = 8
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _DIMENSION = re.compile(r"[A-Za-z_][A-Za-z0-9_ +*/()\-]{0,63}")
@@ -130,7 +133,18 @@ class Manifest:
     engines: tuple[EngineInfo, ...]
     members: Mapping[str, Member]
     source: Mapping[str, Any]
+    quantized: Mapping[str, Mapping[str, Any]]
+    """What quantisation did to each graph that it changed."""
     raw: Mapping[str, Any]
+
+    def precision_of(self, graph: str) -> str:
+        """What the products of a graph are computed in.
+
+        That is the plan's precision, but "fp32" for graphs that quantisation left alone.
+        """
+        if self.precision not in QUANTIZED:
+            return self.precision
+        return self.precision if graph in self.quantized else "fp32"
 
     def value(self, section: str, key: str, kind: type[T]) -> T:
         """The entry `key` of "model", "tokens", "image" or "defaults".
@@ -175,6 +189,7 @@ def parse_manifest(data: bytes) -> Manifest:
         engines=root.get("engines", list_of(_engine), ()),
         members=members,
         source=root.get("source", any_object, _EMPTY),
+        quantized=root.get("quantization", _quantization, _EMPTY),
         raw=root.item,
     )
     _check_references(manifest)
@@ -201,6 +216,10 @@ def dump_manifest(content: Mapping[str, Any]) -> bytes:
         raise JSONError(f"the manifest cannot be written as JSON ({error})") from error
     parse_manifest(data)
     return data
+
+
+def _quantization(value: Value) -> Mapping[str, Mapping[str, Any]]:
+    return value.get("graphs", table_of(lambda _name, graph: any_object(graph)))
 
 
 def _member_name(value: Value) -> str:

@@ -47,10 +47,10 @@ class OnnxRuntimeSession:
         info = plan.graph(graph)
         self.inputs, self.outputs = info.inputs, info.outputs
         self._where = f"the graph {graph} of {plan.path}"
-        self._precision = plan.manifest.precision
+        self._precision = plan.manifest.precision_of(graph)
         self._runtime = _import()
         threads = threads or physical_cores()
-        options = _options(self._runtime, threads, prepack)
+        options = _options(self._runtime, threads, prepack, self._precision)
         provider = PROVIDERS[engine].prepare(self._runtime, options, threads, precision)
         refused = self._load_first(plan, graph, options, provider, cuda_graphs)
         self._check_interface()
@@ -186,7 +186,16 @@ def _import() -> ModuleType:
     return onnxruntime
 
 
-def _options(runtime: ModuleType, threads: int, prepack: bool) -> Any:
+def exact_quantization(precision: str) -> dict[str, str]:
+    """What a session needs so that it computes what a graph of this precision says.
+
+    The CPU has no products of fp8: there the operands are rounded to fp8 and multiplied in
+    fp32. Fusing that would ask for kernels that do not exist.
+    """
+    return {"session.disable_quant_qdq": "1"} if precision == "fp8" else {}
+
+
+def _options(runtime: ModuleType, threads: int, prepack: bool, precision: str) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
@@ -195,6 +204,7 @@ def _options(runtime: ModuleType, threads: int, prepack: bool) -> Any:
         "session.intra_op.spin_duration_us": "100",
         "session.record_ep_graph_assignment_info": "1",
         "session.disable_prepacking": str(int(not prepack)),
+        **exact_quantization(precision),
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,14 +12,22 @@ from ..engines.build import (
     BuiltEngine,
     EngineOptions,
     add_engines,
+    check_engines,
     engine_options,
     engines_by_default,
 )
+from ..engines.manifest import QUANTIZED
 from ..engines.tensorrt.profile import Range
 from ..errors import DisaError, MissingDependency
 from ..runtime.labels import read_labels
 from ..runtime.options import sampling_options
 from ..runtime.schedule import AnnealedSchedule, parse_steps, read_schedule, schedule_content
+from .quantization_options import quantization_options
+
+if TYPE_CHECKING:
+    from .export import Exported
+
+PLAN_SUFFIX = ".plan"
 
 
 @click.command(
@@ -27,6 +35,8 @@ from ..runtime.schedule import AnnealedSchedule, parse_steps, read_schedule, sch
     epilog="Examples:\n\n\b\n"
     "  disa-export mar_b.pth --vae kl16.ckpt --fp16\n"
     "  disa-export checkpoint-last.pth --config architecture.json -o engines/small.plan\n"
+    "  disa-export mar_b.pth --int8 --calibration-images 32\n"
+    "  disa-export engines/mar_b.plan --fp8 -o engines/mar_b.fp8.plan\n"
     "  disa-export mar_b.pth --fp16 --engine tensorrt-rtx --gpu sm_89,sm_120\n"
     "  disa-export --add-engine engines/mar_b.plan --gpu sm_86",
 )
@@ -50,6 +60,11 @@ from ..runtime.schedule import AnnealedSchedule, parse_steps, read_schedule, sch
 @click.option("--fp16", "precision", flag_value="fp16", help="Multiply matrices in fp16.")
 @click.option("--bf16", "precision", flag_value="bf16", help="Multiply matrices in bf16.")
 @click.option(
+    "--int8", "precision", flag_value="int8", help="Multiply matrices in int8, calibrated."
+)
+@click.option("--fp8", "precision", flag_value="fp8", help="Multiply matrices in fp8, calibrated.")
+@quantization_options
+@click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="JSON file with sizes that no tensor tells, such as encoder_num_heads.",
@@ -70,6 +85,10 @@ def main(
     labels: Path | None,
     no_check: bool,
     tolerance: float | None,
+    calibration_images: int,
+    token_tolerance: float,
+    prompts: tuple[str, ...],
+    prompt_file: Path | None,
     engine: str,
     gpus: tuple[int, ...],
     batch: Range,
@@ -78,6 +97,9 @@ def main(
     **sampling: Any,
 ) -> None:
     """Export CHECKPOINT (official training file, state dict or safetensors) as a plan.
+
+    With --int8 or --fp8, CHECKPOINT may also be an fp32 plan. Images are drawn with the fp32
+    graphs to find the ranges; products that lose too much stay in fp32.
 
     The plan holds the ONNX graphs of the model and runs wherever ONNX Runtime does. Every
     graph is compared with the fp32 model at several batch sizes; sampling options become
@@ -95,35 +117,80 @@ def main(
         _report_engines(add_engines(plan, engines, output))
         return
     assert checkpoint is not None
+    if engines is not None:
+        check_engines(engines, precision)
     _check_defaults(sampling)
+    defaults = {name: value for name, value in sampling.items() if value is not None}
     try:
+        from .cli_quantize import describe, quantize, quantize_checkpoint, quantize_options
         from .export import export
     except ImportError as error:
         raise MissingDependency(error.name or "torch", "export") from error
-    exported = export(
-        checkpoint,
-        output,
-        vae=vae,
-        tokenizer=tokenizer,
-        precision=precision,
-        config=config,
-        defaults={name: value for name, value in sampling.items() if value is not None},
-        class_names=read_labels(labels) if labels else None,
-        check=not no_check,
-        tolerance=tolerance,
-        report=lambda stage: click.echo(f"  {stage}", err=True),
-    )
-    model = exported.manifest
-    click.echo(f"{model['family']} from {checkpoint} ({exported.layout}), {precision}")
+    path = output or default_path(checkpoint, precision)
+
+    def make(target: Path, precision: str = "fp32", tolerance: float | None = None) -> None:
+        exported = export(
+            checkpoint,
+            target,
+            vae=vae,
+            tokenizer=tokenizer,
+            precision=precision,
+            config=config,
+            defaults=defaults,
+            class_names=read_labels(labels) if labels else None,
+            check=not no_check,
+            tolerance=tolerance,
+            report=_report,
+        )
+        _report_exported(exported, precision)
+
+    if precision not in QUANTIZED:
+        if checkpoint.suffix == PLAN_SUFFIX:
+            raise click.UsageError("a plan can be quantised: say --int8 or --fp8")
+        make(path, precision, tolerance)
+    else:
+        options = quantize_options(
+            precision,
+            calibration_images,
+            tolerance,
+            token_tolerance,
+            prompts,
+            prompt_file,
+            not no_check,
+        )
+        if checkpoint.suffix == PLAN_SUFFIX:
+            if defaults or vae or tokenizer or config or labels:
+                raise click.UsageError(
+                    "a plan has its own sizes, labels and defaults: leave those options out"
+                )
+            done = quantize(checkpoint, path, options, _report)
+        else:
+            done = quantize_checkpoint(make, path, options, _report)
+        click.echo("\n".join(describe(done, options)))
+    if engines is not None:
+        _report_engines(add_engines(path, engines))
+    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def default_path(source: Path, precision: str) -> Path:
+    """Where a plan goes that is not told: beside a plan, or into engines."""
+    if source.suffix == PLAN_SUFFIX:
+        return source.with_suffix(f".{precision}{PLAN_SUFFIX}")
+    return Path("engines") / f"{source.stem}{PLAN_SUFFIX}"
+
+
+def _report(stage: str) -> None:
+    click.echo(f"  {stage}", err=True)
+
+
+def _report_exported(exported: "Exported", precision: str) -> None:
+    made_from = exported.manifest["source"]["file"]
+    click.echo(f"{exported.manifest['family']} from {made_from} ({exported.layout}), {precision}")
     worst: dict[str, float] = defaultdict(float)
     for found in exported.errors:
         worst[found.graph] = max(worst[found.graph], found.relative)
     for graph, relative in worst.items():
         click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
-    if engines is not None:
-        _report_engines(add_engines(exported.path, engines))
-    size = exported.path.stat().st_size / 1e6
-    click.echo(f"{exported.path} ({size:.1f} MB)")
 
 
 def _report_engines(built: Sequence[BuiltEngine]) -> None:

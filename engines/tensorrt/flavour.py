@@ -18,9 +18,10 @@ TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
-LEAST_SM = {"fp32": 80, "fp16": 75, "bf16": 80, "int8": 75, "fp8": 89, "fp4": 120}
+LEAST_SM = {"fp32": 80, "fp16": 75, "bf16": 80, "int8": 80, "fp8": 89, "fp4": 120}
 """Oldest architecture that computes in a precision. TensorRT-RTX has no fp32 products on
-sm_75; it writes engines with fp8 or fp4 that claim older architectures and cannot run there."""
+sm_75, and int8 graphs keep some of them; it writes engines with fp8 or fp4 that claim older
+architectures and cannot run there."""
 
 
 @dataclass(frozen=True)

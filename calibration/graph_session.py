@@ -1,0 +1,157 @@
+"""A session for an ONNX graph that is not in a plan yet."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engines.cpu import physical_cores
+from ..engines.manifest import GraphInfo
+from ..engines.onnxruntime import exact_quantization
+from ..engines.session import Array, iterate_by_run
+from ..errors import DisaError, MissingDependency
+from .ranges import Magnitudes
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class GraphSession:
+    """An ONNX model on the CPU, as a `Session`.
+
+    Args:
+        info: inputs and outputs, as the plan says them.
+        model: the ONNX model; its external data are in `folder`.
+        prepack: see `OnnxRuntimeSession`.
+    """
+
+    def __init__(
+        self,
+        info: GraphInfo,
+        model: bytes,
+        folder: Path,
+        precision: str = "fp32",
+        threads: int | None = None,
+        prepack: bool = True,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency("onnxruntime", "cpu") from error
+        self.inputs, self.outputs = info.inputs, info.outputs
+        self.description = f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or physical_cores()
+        entries = {
+            "session.model_external_initializers_file_folder_path": str(folder),
+            "session.disable_prepacking": str(int(not prepack)),
+            "session.intra_op.spin_duration_us": "100",
+            **exact_quantization(precision),
+        }
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [spec.name for spec in self.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Session.run`."""
+        return self.fetch(inputs, ())
+
+    def fetch(self, inputs: Mapping[str, Array], further: Iterable[str]) -> dict[str, Array]:
+        """The outputs, and further tensors that the model was given as outputs."""
+        names = [*self._names, *(name for name in further if name not in self._names)]
+        given = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+        return dict(zip(names, self._session.run(names, given), strict=True))
+
+    def iterate(
+        self,
+        carry: Mapping[str, str],
+        constants: Mapping[str, Array],
+        per_step: Mapping[str, Array],
+        state: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        """See `Session.iterate`."""
+        return iterate_by_run(self, carry, constants, per_step, state)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """See `Session.empty`."""
+        return np.empty(shape, dtype)
+
+
+class RangeSession(GraphSession):
+    """Also counts the magnitudes of tensors of the graph, while `watching`.
+
+    In a loop a few steps are looked at: evenly over its steps, beginning one later in each
+    loop, so that all noise levels come in.
+    """
+
+    STEPS = 4
+
+    def __init__(
+        self,
+        info: GraphInfo,
+        model: bytes,
+        folder: Path,
+        watched: Iterable[str],
+        threads: int | None,
+    ) -> None:
+        super().__init__(info, model, folder, threads=threads)
+        self.magnitudes = {name: Magnitudes() for name in watched}
+        self._inner = sorted(set(self.magnitudes) - {spec.name for spec in self.inputs})
+        self._loops = 0
+        self.watching = True
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Session.run`."""
+        return self._look(inputs) if self.watching else super().run(inputs)
+
+    def iterate(
+        self,
+        carry: Mapping[str, str],
+        constants: Mapping[str, Array],
+        per_step: Mapping[str, Array],
+        state: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        """See `Session.iterate`."""
+        steps = len(next(iter(per_step.values())))
+        spacing = max(1, steps // self.STEPS)
+        first = self._loops % spacing
+        self._loops += 1
+        outputs = {output: state[taken] for output, taken in carry.items()}
+        for step in range(steps):
+            carried = {taken: outputs[output] for output, taken in carry.items()}
+            now = {name: values[step] for name, values in per_step.items()}
+            inputs = {**constants, **now, **carried}
+            looking = self.watching and step % spacing == first
+            outputs = self._look(inputs) if looking else super().run(inputs)
+        return outputs
+
+    def _look(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        found = self.fetch(inputs, self._inner)
+        for name, magnitudes in self.magnitudes.items():
+            magnitudes.add(np.asarray(found[name] if name in found else inputs[name]))
+        return {name: found[name] for name in self._names}
+
+
+def scales_of(
+    magnitudes: Mapping[str, Magnitudes], largest: float, clip: bool, where: str
+) -> dict[str, float]:
+    """Scale of each tensor: its range over the largest magnitude of the format.
+
+    clip: whether the range is that of the least squared error instead of the largest value.
+    Raises DisaError if a tensor was not finite.
+    """
+    for name, found in magnitudes.items():
+        if not found.finite:
+            raise DisaError(
+                f"{name} in the graph {where} was not finite while images were drawn: the plan "
+                "is broken, or its sampling options are not usable"
+            )
+    return {
+        name: (found.integer_range(int(largest)) if clip else found.largest or 1.0) / largest
+        for name, found in magnitudes.items()
+    }

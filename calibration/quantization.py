@@ -1,0 +1,379 @@
+"""Quantises a plan: ranges from real generation, what to leave out, and what it did.
+
+The fp32 plan draws images; the ranges of what its products multiply are counted. Other images
+are then drawn with it, and calls of its graphs kept: every choice is judged by them.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..cli import progress_bar
+from ..engines.onnxruntime import OnnxRuntimeSession
+from ..engines.plan import Plan
+from ..engines.plan_writer import PlanWriter
+from ..engines.session import Session
+from ..errors import DisaError
+from ..exporter.plan_graph import PlanGraph
+from ..exporter.products import Product
+from ..exporter.quantize import Format
+from ..exporter.sharing import SharedWeights
+from ..runtime.noise import PhiloxNoise
+from ..runtime.pipeline import Pipeline
+from ..runtime.stats import Stats
+from .graph_session import GraphSession, RangeSession, scales_of
+from .sensitivity import Selection, select
+from .states import CountingSession, FollowingSession, KeepingSession, State
+
+KEPT = ("timestep", "grid", "decoder")
+"""Graphs that stay as they are: the first two run once and steer all steps, the last makes the
+pixels."""
+MAX_BATCH = 4
+TIMED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantise a plan.
+
+    Attributes:
+        form: int8 or fp8.
+        images: drawn to find the ranges; a quarter as many more are drawn to judge by.
+        tolerance: largest relative error of a graph's output; products are left out to keep it.
+        token_tolerance: largest difference between tokens drawn by both plans in the same
+            state, in standard deviations of a token.
+        prompts: texts to draw, for a model that draws texts.
+        threads: CPU threads; all physical cores if None.
+        check: whether anything is measured, left out or refused.
+    """
+
+    form: Format = Format.INT8
+    images: int = 16
+    tolerance: float = 0.05
+    token_tolerance: float = 0.1
+    prompts: Sequence[str] = ()
+    seed: int = 0
+    threads: int | None = None
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """What became of a graph.
+
+    Attributes:
+        selection: what is quantised in it.
+        seconds: of the kept calls, in fp32 and quantised; zero if not measured.
+    """
+
+    name: str
+    selection: Selection
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the graph was compared with fp32."""
+        return self.seconds != (0.0, 0.0)
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the quantised graph is."""
+        before, after = self.seconds
+        return before / after if after else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph's entry in the manifest."""
+        selection = self.selection
+        content: dict[str, Any] = {
+            "products": len(selection.chosen),
+            "left_out": [product.node for product in selection.left_out],
+        }
+        if self.measured:
+            content |= {"error": selection.error, "speedup": round(self.speedup, 2)}
+        return content
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised plan.
+
+    Attributes:
+        token_error: difference between tokens drawn by both plans in the same state, in
+            standard deviations of a token; None if not measured.
+    """
+
+    path: Path
+    graphs: Sequence[QuantizedGraph]
+    token_error: float | None
+
+
+def quantize(
+    source: Path,
+    output: Path,
+    options: QuantizeOptions,
+    report: Callable[[str], object] = lambda stage: None,
+) -> Quantized:
+    """Make a quantised plan of an fp32 plan.
+
+    Raises DisaError if the plan is not fp32, cannot draw, or if what is drawn differs by more
+    than is allowed. Nothing is written then.
+    """
+    with (
+        Plan.open(source) as plan,
+        _scratch(output) as folder,
+        PlanWriter(output) as writer,
+    ):
+        job = _Job(plan, folder, options, report)
+        job.collect_ranges()
+        if options.check:
+            job.keep_states()
+        graphs = [job.quantize(name) for name in job.graphs]
+        token_error = None
+        if options.check:
+            token_error = job.token_error()
+            _enforce(token_error, options)
+            report("measuring the speed")
+            graphs = [job.timed(graph) for graph in graphs]
+        report("writing the plan")
+        job.write(writer, graphs, token_error)
+    return Quantized(output, graphs, token_error)
+
+
+class _Job:
+    """The steps of quantising one plan."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, options: QuantizeOptions, report: Callable[[str], object]
+    ) -> None:
+        if plan.manifest.precision != "fp32":
+            raise DisaError(
+                f"{plan.path} is in {plan.manifest.precision}: quantise an fp32 plan, or the "
+                "checkpoint"
+            )
+        self.plan, self.folder, self.options, self.report = plan, folder, options, report
+        opened = {
+            name: PlanGraph(plan, info, folder)
+            for name, info in plan.manifest.graphs.items()
+            if name not in KEPT
+        }
+        self.graphs = {name: graph for name, graph in opened.items() if graph.products}
+        if not self.graphs:
+            raise DisaError(f"{plan.path} has no matrix products that could be quantised")
+        self.sessions: dict[str, Session] = {
+            name: self._range_session(self.graphs[name])
+            if name in self.graphs
+            else OnnxRuntimeSession(plan, name, threads=options.threads)
+            for name in plan.manifest.graphs
+        }
+        self.states: dict[str, list[State]] = {}
+        self.results: dict[str, list[Any]] = {}
+        self.models: dict[str, Any] = {}
+        self._counts: dict[str, CountingSession] = {}
+        pipe = self._pipeline({})
+        self.settings = pipe.settings()
+        self.batch = min(MAX_BATCH, pipe.auto_batch_size(self.settings))
+        self.held_out = max(2, options.images // 4)
+        self.conditions = self._conditions(pipe, options.images + self.held_out)
+
+    def _range_session(self, graph: PlanGraph) -> RangeSession:
+        watched = {product.activation for product in graph.products}
+        model = graph.with_outputs(sorted(watched))
+        return RangeSession(graph.info, model, self.folder, watched, self.options.threads)
+
+    def _pipeline(self, replaced: Mapping[str, Session]) -> Pipeline:
+        return Pipeline(self.plan, {**self.sessions, **replaced})
+
+    def _conditions(self, pipe: Pipeline, count: int) -> list[Any]:
+        classes = pipe.family.classes
+        if classes is None:
+            if not self.options.prompts:
+                raise DisaError(
+                    f"a {self.plan.manifest.family} model draws prompts: give some with --prompt "
+                    "or --prompt-file, to calibrate on"
+                )
+            prompts = self.options.prompts
+            return pipe.family.conditions([prompts[i % len(prompts)] for i in range(count)])
+        # A stride that shares no divisor with the classes goes through all of them.
+        stride = max(1, round(classes * 0.618))
+        while np.gcd(stride, classes) != 1:
+            stride += 1
+        return [index * stride % classes for index in range(count)]
+
+    def _draw(self, replaced: Mapping[str, Session], images: range, what: str) -> None:
+        pipe = self._pipeline(replaced)
+        with progress_bar(len(images), what, "image") as advance:
+            for start in range(images.start, images.stop, self.batch):
+                batch = range(start, min(start + self.batch, images.stop))
+                noise = PhiloxNoise(self.options.seed, batch)
+                pipe.draw([self.conditions[i] for i in batch], self.settings, noise, Stats())
+                advance(len(batch))
+
+    def collect_ranges(self) -> None:
+        """Draw images and count the magnitudes of what is multiplied."""
+        self.report(f"drawing {self.options.images} images to find the ranges")
+        self._counts = {name: CountingSession(self.sessions[name]) for name in self.graphs}
+        self._draw(self._counts, range(self.options.images), "ranges")
+        for name in self.graphs:
+            session = self.sessions[name]
+            assert isinstance(session, RangeSession)
+            session.watching = False
+
+    def keep_states(self) -> None:
+        """Draw other images and keep calls of the graphs."""
+        self.report(f"drawing {self.held_out} other images to judge by")
+        draws = -(-self.options.images // self.batch)
+        keepers = {
+            name: KeepingSession(
+                self.sessions[name], counter.calls // draws, counter.loops // draws
+            )
+            for name, counter in self._counts.items()
+        }
+        first = self.options.images
+        self._draw(keepers, range(first, first + self.held_out), "states")
+        self.states = {name: keeper.states for name, keeper in keepers.items()}
+        self.results = {name: keeper.results for name, keeper in keepers.items()}
+
+    def quantize(self, name: str) -> QuantizedGraph:
+        """Choose what to quantise in a graph."""
+        self.report(f"quantising the {name} graph")
+        graph, form = self.graphs[name], self.options.form
+        session = self.sessions[name]
+        assert isinstance(session, RangeSession)
+        scales = scales_of(session.magnitudes, form.largest, form is Format.INT8, name)
+        graph.quantize_weights(form)
+        if self.options.check:
+            with progress_bar(len(graph.products), f"effects in {name}", "product") as advance:
+                selection = select(
+                    graph.products,
+                    lambda chosen: self._error(graph, chosen, scales, self.states[name]),
+                    self.options.tolerance,
+                    lambda chosen: self._error(graph, chosen, scales, self.states[name][1::3]),
+                    advance,
+                )
+        else:
+            selection = Selection(graph.products, [], float("nan"), float("nan"))
+        self.models[name] = graph.quantized(selection.chosen, scales)
+        return QuantizedGraph(name, selection)
+
+    def _error(
+        self,
+        graph: PlanGraph,
+        chosen: Collection[Product],
+        scales: Mapping[str, float],
+        states: Sequence[State],
+    ) -> float:
+        """Root mean square over the states of the error with some products quantised."""
+        model = graph.quantized(chosen, scales).SerializeToString()
+        session = self._session(graph, model, prepack=len(chosen) > 1)
+        errors = [state.error(session) for state in states]
+        return float(np.sqrt(np.mean(np.square(errors))))
+
+    def _session(self, graph: PlanGraph, model: bytes, prepack: bool = True) -> GraphSession:
+        precision = self.options.form.value
+        return GraphSession(
+            graph.info, model, self.folder, precision, self.options.threads, prepack
+        )
+
+    def token_error(self) -> float:
+        """Draw the held-out images again, every loop from the state of the fp32 plan."""
+        self.report("drawing them again in the same states")
+        replaced: dict[str, Session] = {}
+        for name, graph in self.graphs.items():
+            session = self._session(graph, self.models[name].SerializeToString())
+            results = self.results[name]
+            replaced[name] = FollowingSession(session, results) if results else session
+        first = self.options.images
+        self._draw(replaced, range(first, first + self.held_out), "tokens")
+        tokens = np.concatenate([r.ravel() for rs in self.results.values() for r in rs])
+        squares = sum(x.squares for x in replaced.values() if isinstance(x, FollowingSession))
+        return float(np.sqrt(squares / tokens.size) / tokens.std())
+
+    def timed(self, graph: QuantizedGraph) -> QuantizedGraph:
+        """Measure the kept calls in fp32 and quantised, in turn."""
+        opened = self.graphs[graph.name]
+        pair = (
+            self._session(opened, opened.model.SerializeToString()),
+            self._session(opened, self.models[graph.name].SerializeToString()),
+        )
+        best = [0.0, 0.0]
+        for state in self.states[graph.name]:
+            times: list[list[float]] = [[], []]
+            for _ in range(TIMED_ROUNDS):
+                for index, session in enumerate(pair):
+                    start = time.perf_counter()
+                    state.error(session)
+                    times[index].append(time.perf_counter() - start)
+            best = [
+                total + float(np.median(found)) for total, found in zip(best, times, strict=True)
+            ]
+        return replace(graph, seconds=(best[0], best[1]))
+
+    def write(
+        self, writer: PlanWriter, graphs: Sequence[QuantizedGraph], token_error: float | None
+    ) -> None:
+        """Give the writer all that the plan is to hold."""
+        manifest, options = self.plan.manifest, self.options
+        kept = {key: value for key, value in manifest.raw.items() if key not in _OF_THE_FILE}
+        changed = {graph.name: graph.to_json() for graph in graphs if graph.selection.chosen}
+        writer.content |= {
+            **kept,
+            "name": writer.path.stem,
+            "precision": options.form.value,
+            "quantization": {
+                "made_by": f"disa {__version__}",
+                "rest": "fp32",
+                "images": options.images,
+                "seed": options.seed,
+                "tolerance": options.tolerance if options.check else None,
+                "token_error": token_error,
+                "graphs": changed,
+            },
+        }
+        weights = SharedWeights()
+        for name, info in manifest.graphs.items():
+            graph = self.graphs.get(name) or PlanGraph(self.plan, info, self.folder)
+            written = weights.share(graph.write(self.models.get(name, graph.model)))
+            writer.add_graph(name, written.onnx, written.data, info.inputs, info.outputs)
+        for member in _others(self.plan):
+            writer.add(member, self.plan.read(member))
+
+
+_OF_THE_FILE = ("format", "graphs", "engines", "members")
+
+
+def _others(plan: Plan) -> list[str]:
+    """Members that belong neither to a graph nor to an engine, such as a tokenizer."""
+    manifest = plan.manifest
+    used = {name for info in manifest.graphs.values() for name in (info.onnx, *info.data)}
+    used |= {engine.member for engine in manifest.engines}
+    return [name for name in manifest.members if name not in used]
+
+
+def _enforce(token_error: float | None, options: QuantizeOptions) -> None:
+    if token_error is not None and not token_error <= options.token_tolerance:
+        raise DisaError(
+            f"tokens drawn in {options.form.value} differ from those in fp32 by {token_error:.3f} "
+            f"standard deviations, and {options.token_tolerance:g} is allowed: lower --tolerance "
+            "to leave more products in fp32, or raise --token-tolerance"
+        )
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder on the output's file system, where the graphs are worked on."""
+    parent = output.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".disa-quantize-", dir=parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DisaError(f"{output} cannot be written: {reason} ({parent})") from error
+    with scratch as folder:
+        yield Path(folder)

@@ -1,0 +1,73 @@
+"""The part of disa-export that quantises. It needs the packages that exporting needs."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..calibration.quantization import Quantized, QuantizedGraph, QuantizeOptions, quantize
+from ..errors import DisaError
+from ..runtime.prompt import read_prompts
+from .quantize import Format
+
+MakePlan = Callable[[Path], object]
+
+
+def quantize_options(
+    precision: str,
+    images: int,
+    tolerance: float | None,
+    token_tolerance: float,
+    prompts: Sequence[str],
+    prompt_file: Path | None,
+    check: bool,
+) -> QuantizeOptions:
+    """The arguments that `quantization_options` and its command give."""
+    if tolerance is not None and not tolerance > 0:
+        raise DisaError(f"--tolerance must be above 0, not {tolerance:g}")
+    return QuantizeOptions(
+        form=Format(precision),
+        images=images,
+        tolerance=QuantizeOptions.tolerance if tolerance is None else tolerance,
+        token_tolerance=token_tolerance,
+        prompts=(*prompts, *(read_prompts(prompt_file) if prompt_file else ())),
+        check=check,
+    )
+
+
+def quantize_checkpoint(
+    make_plan: MakePlan, output: Path, options: QuantizeOptions, report: Callable[[str], object]
+) -> Quantized:
+    """Quantise the fp32 plan that `make_plan` writes to the path it is given, then remove that."""
+    parent = output.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".disa-fp32-", dir=parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DisaError(f"{output} cannot be written: {reason} ({parent})") from error
+    with scratch as folder:
+        full = Path(folder) / output.name
+        make_plan(full)
+        return quantize(full, output, options, report)
+
+
+def describe(quantized: Quantized, options: QuantizeOptions) -> list[str]:
+    """What quantising did, for people."""
+    lines = [_describe_graph(graph, options.form) for graph in quantized.graphs]
+    if quantized.token_error is not None:
+        lines.append(
+            f"  tokens differ from those drawn in fp32 by {quantized.token_error:.3f} standard "
+            f"deviations ({options.token_tolerance:g} allowed)"
+        )
+    return lines
+
+
+def _describe_graph(graph: QuantizedGraph, form: Format) -> str:
+    chosen, left_out = len(graph.selection.chosen), len(graph.selection.left_out)
+    line = f"  {graph.name:<10} {chosen} of {chosen + left_out} products in {form.value}"
+    if not graph.measured:
+        return line
+    line += f", differs from fp32 by {graph.selection.error:.1e}"
+    if left_out:
+        line += f" ({graph.selection.error_of_all:.1e} with all)"
+    return f"{line}, {graph.speedup:.2f} times as fast on this CPU"

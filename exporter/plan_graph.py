@@ -1,0 +1,171 @@
+"""A graph of a plan, taken out for editing."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engines.manifest import GraphInfo
+from ..engines.onnx_file import Extent, relocate
+from ..engines.plan import Plan
+from ..errors import DisaError, MissingDependency
+from .graph import ExportedGraph
+from .products import Product, products
+from .quantize import Floats, Format, QuantizedMatrix, insert_quantization, quantize_matrix
+from .sharing import ALIGNMENT
+
+WEIGHTS = "weights.plan"
+"""The plan's name beside the graphs that are taken out of it."""
+
+
+class PlanGraph:
+    """An ONNX graph of a plan whose weights stay in the plan.
+
+    Attributes:
+        info: what the plan says of it.
+        model: the ONNX model; its external data are in `WEIGHTS`.
+        products: what can be quantised.
+        folder: where its files are.
+    """
+
+    def __init__(self, plan: Plan, info: GraphInfo, folder: Path) -> None:
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingDependency("onnx", "export") from error
+        self.info, self.folder = info, folder
+        locations = {
+            PurePosixPath(member).name: Extent(plan.offset(member), len(plan.read(member)))
+            for member in info.data
+        }
+        self.model = onnx.load_from_string(relocate(plan.read(info.onnx), locations, WEIGHTS))
+        self.products = products(self.model)
+        _bring(plan.path.resolve(), folder / WEIGHTS)
+        self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self._matrices: dict[str, Any] = {}
+        self._scales: dict[str, Floats] = {}
+        self._form: Format | None = None
+
+    def weight(self, name: str) -> npt.NDArray[Any]:
+        """An initializer of the model; a view of the file if it is external."""
+        from onnx import helper, numpy_helper
+
+        tensor = self._tensors[name]
+        if not tensor.external_data:
+            return np.asarray(numpy_helper.to_array(tensor))
+        file, offset, length = _place(tensor)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        data = np.memmap(self.folder / file, np.uint8, "r", offset, (length,))
+        return data.view(dtype).reshape(tuple(tensor.dims))
+
+    def with_outputs(self, names: Iterable[str]) -> bytes:
+        """The model with further tensors as outputs."""
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        present = {value.name for value in (*model.graph.output, *model.graph.input)}
+        for name in names:
+            if name not in present:
+                model.graph.output.add().name = name
+        result: bytes = model.SerializeToString()
+        return result
+
+    def quantize_weights(self, form: Format) -> None:
+        """Write the matrices of all products in 8 bits to a file in the folder."""
+        self._form = form
+        with (self.folder / f"{self.info.name}.{form}.data").open("wb") as file:
+            for product in self.products:
+                if product.weight not in self._matrices:
+                    matrix = quantize_matrix(self.weight(product.weight), product.axis, form)
+                    self._scales[product.weight] = matrix.scales
+                    self._matrices[product.weight] = _append(file, product.weight, matrix, form)
+
+    def quantized(self, chosen: Iterable[Product], scales: Mapping[str, float]) -> Any:
+        """The model with some products in 8 bits; `scales` are those of their activations."""
+        assert self._form is not None, "quantize_weights comes first"
+        return insert_quantization(
+            self.model, list(chosen), scales, self._matrices, self._scales, self._form
+        )
+
+    def write(self, model: Any) -> ExportedGraph:
+        """Write a model of `quantized` with all its weights beside it, as an export does."""
+        import onnx
+
+        path = self.folder / f"{self.info.name}.onnx"
+        data = self.folder / f"{self.info.name}.data"
+        try:
+            with data.open("wb") as target:
+                for tensor in model.graph.initializer:
+                    if tensor.external_data:
+                        _copy(self.folder, tensor, target, data.name)
+            onnx.save(model, path)
+        except OSError as error:
+            raise DisaError(
+                f"the graph {self.info.name} cannot be written to {self.folder}: "
+                f"{error.strerror or error}"
+            ) from error
+        return ExportedGraph(
+            self.info.name,
+            path,
+            (data,) if data.stat().st_size else (),
+            tuple((spec.name, spec.dtype, spec.shape) for spec in self.info.inputs),
+            tuple((spec.name, spec.dtype, spec.shape) for spec in self.info.outputs),
+        )
+
+
+def _bring(plan: Path, place: Path) -> None:
+    """Have the plan's bytes at `place`. ONNX Runtime takes no weights through symbolic links."""
+    if place.exists():
+        return
+    try:
+        os.link(plan, place)
+    except OSError:
+        try:
+            shutil.copyfile(plan, place)
+        except OSError as error:
+            raise DisaError(
+                f"{plan} cannot be copied to {place.parent}: {error.strerror or error}"
+            ) from error
+
+
+def _place(tensor: Any) -> tuple[str, int, int]:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return entries["location"], int(entries.get("offset", 0)), int(entries["length"])
+
+
+def _refer(tensor: Any, location: str, offset: int, length: int) -> None:
+    from onnx import TensorProto
+
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, str(value)
+
+
+def _append(file: BinaryIO, weight: str, matrix: QuantizedMatrix, form: Format) -> Any:
+    """Write a matrix to the end of a file; the initializer that refers to it."""
+    from onnx import TensorProto
+
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    offset = file.tell()
+    file.write(matrix.values.tobytes())
+    tensor = TensorProto(
+        name=f"{weight}.quantized", data_type=form.onnx_type, dims=matrix.values.shape
+    )
+    _refer(tensor, Path(file.name).name, offset, matrix.values.nbytes)
+    return tensor
+
+
+def _copy(folder: Path, tensor: Any, target: BinaryIO, name: str) -> None:
+    """Copy the bytes of a tensor to the end of `target`, and let it refer to them."""
+    location, offset, length = _place(tensor)
+    target.write(bytes(-target.tell() % ALIGNMENT))
+    start = target.tell()
+    target.write(memoryview(np.memmap(folder / location, np.uint8, "r", offset, (length,))))
+    _refer(tensor, name, start, length)
