@@ -26,7 +26,7 @@ from .fit import Tradeoff, counts_of, fit_to_cost, fit_to_error
 from .measure import Measurement, measure
 
 DEFAULT_NUM = 128
-MAX_BATCH = 16
+MAX_BATCH = 32
 MIN_BATCH = 2
 
 
@@ -140,6 +140,7 @@ def main(
             many=reference_steps,
             precision=precision,
             batch_size=size,
+            base=AnnealedSchedule(baseline.upper, baseline.lower),
             seed=seed,
             advance=advance,
         )
@@ -153,7 +154,7 @@ def main(
     if plot:
         from .plot import draw
 
-        draw(measured, steps, path.with_suffix(".png"))
+        draw(measured, steps, baseline, path.with_suffix(".png"))
     click.echo(json.dumps(content, indent=1) if as_json else summary(content, path))
 
 
@@ -210,6 +211,7 @@ def describe(
         "cost": cost,
         "fitted": predicted(tradeoff, steps),
         "baseline": {"schedule": str(baseline), **predicted(tradeoff, of_baseline)},
+        "adaptive": [vars(point) for point in measured.adaptive],
         "images": measured.images,
         "tightness": measured.tightness,
         "signals": measured.signals.to_json(),
@@ -249,5 +251,10 @@ def summary(content: dict[str, Any], path: Path) -> str:
         lines.append(
             f"  {label:<18} error {row['error']:.5f}, {row['calls']:.0f} rows and "
             f"{row['seconds']:.3f} s of the head for an image"
+        )
+    for point in content["adaptive"]:
+        lines.append(
+            f"  adaptive {point['tolerance']:<9g} error {point['error']:.5f} "
+            f"(±{point['half_width']:.5f}), {point['calls']:.0f} rows"
         )
     return "\n".join([*lines, str(path)])

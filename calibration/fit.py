@@ -59,6 +59,40 @@ class Tradeoff:
         return float(error), float(self.cost(kind)[rows, column].sum())
 
 
+@dataclass(frozen=True)
+class AdaptivePoint:
+    """What adaptive steps do with some tolerance; units as in `Tradeoff`.
+
+    Attributes:
+        error: mean energy distance to many steps over all tokens.
+        half_width: of its 95 % interval.
+        calls: head calls times tokens of an image.
+    """
+
+    tolerance: float
+    error: float
+    half_width: float
+    calls: float
+
+
+def adaptive_points(batches: Batches, tolerances: Sequence[float]) -> tuple[AdaptivePoint, ...]:
+    """Error and cost of adaptive steps, for each tolerance."""
+    if not tolerances:
+        return ()
+    tokens = np.array([seen.tokens for seen in batches[0]])
+    unit = np.sqrt(token_variance(batches))
+    # [iterations, tolerances, images] to [tolerances, images]
+    share = (tokens / tokens.sum())[:, None, None]
+    errors = Signal.of((gather(batches, "adaptive_distances") / unit * share).sum(axis=0))
+    rows = gather(batches, "adaptive_rows").sum(axis=0).mean(axis=1)
+    return tuple(
+        AdaptivePoint(tolerance, float(error), float(half), float(calls))
+        for tolerance, error, half, calls in zip(
+            tolerances, errors.mean, errors.half_width, rows, strict=True
+        )
+    )
+
+
 def measure_tradeoff(batches: Batches, counts: Sequence[int]) -> Tradeoff:
     """What the observations say about each step count from the least to the most of `counts`.
 

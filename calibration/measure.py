@@ -7,14 +7,16 @@ from typing import Any
 from ..errors import DisaError
 from ..runtime.noise import PhiloxNoise
 from ..runtime.pipeline import Pipeline
-from ..runtime.schedule import AnnealedSchedule, Strategy
+from ..runtime.sampler import SamplerName
+from ..runtime.schedule import AnnealedSchedule, Schedule, Strategy
+from ..runtime.settings import ADAPTIVE_SAMPLERS
 from ..runtime.stats import Stats
-from .fit import Tradeoff, measure_tradeoff
-from .observe import Observation, Observer
+from .fit import AdaptivePoint, Tradeoff, adaptive_points, measure_tradeoff
+from .observe import Candidates, Observation, Observer
 from .signals import Signals, measure_signals, tightness
 
 COUNTS = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50)
-REPEATS = 3
+TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Measurement:
         images: images that were drawn.
         tightness: half-width of the widest interval of variance and curvature, as a share of
             the signal's largest mean.
+        adaptive: error and cost of adaptive steps, for several tolerances.
     """
 
     images: int
     tightness: float
     signals: Signals
     tradeoff: Tradeoff
+    adaptive: tuple[AdaptivePoint, ...]
 
 
 def measure(
@@ -41,6 +45,7 @@ def measure(
     many: int,
     precision: float,
     batch_size: int,
+    base: Schedule | None = None,
     seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Measurement:
@@ -51,6 +56,7 @@ def measure(
         conditions: one for each image that may be drawn.
         many: steps of each AR iteration that stand for the exact distribution.
         precision: stop when `tightness` is not above this.
+        base: steps that adaptive denoising chooses from; without it that is not measured.
         advance: called with the number of images after each batch.
 
     Raises:
@@ -62,7 +68,15 @@ def measure(
     if len(counts) < 2:
         raise DisaError(f"{many} reference steps are too few to compare with: give 6 or more")
     # The sampler's range stays that of annealed runs, whose counts are compared.
-    reference = replace(settings, schedule=AnnealedSchedule(many, many, Strategy.CONSTANT))
+    constant = AnnealedSchedule(many, many, Strategy.CONSTANT)
+    reference = replace(settings, schedule=constant, tolerance=0.0)
+    adaptable = getattr(settings, "sampler", SamplerName.DDPM) in ADAPTIVE_SAMPLERS
+    candidates = Candidates(
+        tuple(counts),
+        base or constant,
+        pipe.family.iterations(settings),
+        TOLERANCES if base and adaptable else (),
+    )
     batches: list[list[Observation]] = []
     drawn, reached = 0, float("inf")
     while drawn < len(conditions) and reached > precision:
@@ -70,7 +84,7 @@ def measure(
         if len(conditions) - drawn - size == 1:
             size += 1  # a last image alone would say nothing about its batch
         images = range(drawn, drawn + size)
-        observer = Observer(counts, REPEATS, seed + 1 + drawn)
+        observer = Observer(candidates, seed + 1 + drawn)
         wanted = [conditions[index] for index in images]
         pipe.draw(wanted, reference, PhiloxNoise(seed, images), Stats(), observer)
         batches.append(observer.observations)
@@ -78,5 +92,9 @@ def measure(
         reached = tightness(batches)
         advance(size)
     return Measurement(
-        drawn, reached, measure_signals(batches, seed), measure_tradeoff(batches, counts)
+        drawn,
+        reached,
+        measure_signals(batches, seed),
+        measure_tradeoff(batches, counts),
+        adaptive_points(batches, candidates.tolerances),
     )

@@ -36,14 +36,6 @@ def path_table(iteration: Iteration, steps: int) -> tuple[StepTable, Doubles, Do
     return deterministic, noise / (signal + noise), 1 / (signal + noise)
 
 
-def step_of(table: StepTable, index: int) -> StepTable:
-    """A table of the one step `index`."""
-    part = slice(index, index + 1)
-    if isinstance(table, FlowTable):
-        return FlowTable(table.timesteps[part], table.coefficients[part], table.times[part])
-    return StepTable(table.timesteps[part], table.coefficients[part])
-
-
 def trace(iteration: Iteration, start: Floats, steps: int) -> tuple[Doubles, Doubles]:
     """Follow the path of each token from its noise.
 
@@ -57,7 +49,7 @@ def trace(iteration: Iteration, start: Floats, steps: int) -> tuple[Doubles, Dou
     points = [start]
     for index in range(len(table)):
         noise = np.stack([points[-1], np.zeros_like(start)])
-        points.append(np.asarray(iteration.denoise(step_of(table, index), noise)))
+        points.append(np.asarray(iteration.denoise(table.part(slice(index, index + 1)), noise)))
     return times, np.stack(points) * scales[:, None, None]
 
 

@@ -21,8 +21,13 @@ def require_matplotlib() -> None:
         raise MissingDependency("matplotlib", "plot") from error
 
 
-def draw(measured: Measurement, steps: list[int], path: Path) -> None:
-    """Write the picture as PNG."""
+def draw(measured: Measurement, steps: list[int], baseline: AnnealedSchedule, path: Path) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        steps: the fitted ones.
+        baseline: what they were fitted to match.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,7 +36,7 @@ def draw(measured: Measurement, steps: list[int], path: Path) -> None:
     signals, schedule, tradeoff = figure.subplots(1, 3)
     _signals(signals, measured)
     _schedule(schedule, steps)
-    _tradeoff(tradeoff, measured, steps)
+    _tradeoff(tradeoff, measured, steps, baseline)
     figure.savefig(path, dpi=90)
 
 
@@ -66,7 +71,9 @@ def _schedule(axes: Any, steps: list[int]) -> None:
     axes.legend()
 
 
-def _tradeoff(axes: Any, measured: Measurement, steps: list[int]) -> None:
+def _tradeoff(
+    axes: Any, measured: Measurement, steps: list[int], baseline: AnnealedSchedule
+) -> None:
     tradeoff = measured.tradeoff
     iterations, tokens = len(tradeoff.tokens), int(tradeoff.tokens.sum())
     families: dict[str, list[list[int]]] = {
@@ -87,8 +94,21 @@ def _tradeoff(axes: Any, measured: Measurement, steps: list[int]) -> None:
             label=name,
             color="black" if name == "fitted" else None,
         )
-    error, calls = tradeoff.of(steps, "calls")
-    axes.plot(calls / tokens, error, "k*", markersize=14, label="chosen")
+    if measured.adaptive:
+        axes.errorbar(
+            [point.calls / tokens for point in measured.adaptive],
+            [point.error for point in measured.adaptive],
+            [point.half_width for point in measured.adaptive],
+            marker=".",
+            capsize=2,
+            label=f"adaptive {baseline.upper}:{baseline.lower}",
+        )
+    for found, marker, label in (
+        (counts_of(baseline, iterations), "o", f"{baseline}"),
+        (steps, "*", "chosen"),
+    ):
+        error, calls = tradeoff.of(found, "calls")
+        axes.plot(calls / tokens, error, f"k{marker}", markersize=11, label=label, fillstyle="none")
     axes.set(
         title="cost and error",
         xlabel="head calls for a token",

@@ -7,8 +7,9 @@ their mean, so that 1 means "nothing is known".
 predictability
     E ||x - f(z)||^2 / E ||x - mean||^2. For MAR and Harmon, f is an MLP that is trained to
     predict the sampled token x from the backbone's condition z, and is judged on images it was
-    not trained on. The conditions of a flow head are not one vector, so there f is the head's
-    own guess from pure noise, x - v(x, t=1).
+    not trained on. With guidance the token depends on the conditions of both halves and on the
+    scale, so z is all of these. The conditions of a flow head are not one vector, so there f is
+    the head's own guess from pure noise, x - v(x, t=1).
 variance
     Mean over channels of the unbiased variance of repeated samples of a token in the same
     state (tokens so far, order, condition), divided by the same E ||x - mean||^2.
@@ -28,13 +29,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .mlp import MLP
-from .observe import Observation, by_image
+from .observe import Observation
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 CONFIDENCE = 1.96
 MAX_ROWS = 40_000
+FOLDS = 4
+"""Networks, each judged on the images that it has not seen."""
+HELD_OUT = 5
+"""One image in so many of those that a network sees decides when its training ends."""
 
 
 @dataclass(frozen=True)
@@ -115,44 +120,59 @@ def measure_signals(batches: Batches, seed: int) -> Signals:
 def mlp_errors(batches: Batches, seed: int) -> Doubles:
     """Squared error of the MLP on images held out, [iterations, images].
 
-    One network sees all AR iterations. Two are trained, each on half of the images, and each is
-    judged on the other half.
+    One network sees all AR iterations of most images and is judged on the others, in turn. It
+    is trained on means of repeated samples, which say more of what can be predicted than
+    single ones, and is judged on single ones.
     """
-    parity = []
-    drawn = 0
-    for batch in batches:
-        images = len(batch[0].variance)
-        parity.append((drawn + np.arange(images)) % 2)
-        drawn += images
-    networks = [_train(batches, parity, half, seed) for half in (0, 1)]
-    parts = []
-    for batch, half in zip(batches, parity, strict=True):
-        rows = []
-        for seen in batch:
-            assert seen.condition is not None
-            # Who was trained on the even images is asked about the odd ones.
-            errors = [
-                by_image(
-                    np.square(network.predict(seen.condition) - seen.sampled).mean(axis=1),
-                    len(half),
-                )
-                for network in networks
-            ]
-            rows.append(np.where(half == 0, errors[1], errors[0]))
-        parts.append(np.stack(rows))
-    return np.concatenate(parts, axis=1)
+    images = sum(len(batch[0].variance) for batch in batches)
+    folds = min(FOLDS, images)
+    rows = Rows.of(batches)
+    fold = rows.image % folds
+    square = np.empty(len(rows.image))
+    for judged in range(folds):
+        network = _train(rows, fold != judged, seed)
+        error = network.predict(rows.given[fold == judged]) - rows.sampled[fold == judged]
+        square[fold == judged] = np.square(error).mean(axis=1)
+    # Tokens of one iteration and image are averaged.
+    place = rows.iteration * images + rows.image
+    total = np.bincount(place, square, minlength=len(batches[0]) * images)
+    mean: Doubles = (total / np.bincount(place)).reshape(-1, images)
+    return mean
 
 
-def _train(batches: Batches, parity: Sequence[npt.NDArray[np.int64]], half: int, seed: int) -> MLP:
-    inputs, outputs = [], []
-    for batch, of_image in zip(batches, parity, strict=True):
-        for seen in batch:
-            assert seen.condition is not None
-            chosen = np.tile(of_image == half, seen.tokens)
-            inputs.append(seen.condition[chosen])
-            outputs.append(seen.sampled[chosen])
-    x, y = np.concatenate(inputs), np.concatenate(outputs)
-    if len(x) > MAX_ROWS:
-        rows = np.random.default_rng(seed).choice(len(x), MAX_ROWS, replace=False)
-        x, y = x[rows], y[rows]
-    return MLP(x, y, seed)
+@dataclass(frozen=True)
+class Rows:
+    """All tokens of all images: what the head was given, and what it drew.
+
+    Attributes:
+        iteration, image: of each token, [rows].
+    """
+
+    given: Floats
+    sampled: Floats
+    mean: Floats
+    iteration: npt.NDArray[np.int64]
+    image: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batches: Batches) -> "Rows":
+        drawn, parts = 0, []
+        for batch in batches:
+            images = len(batch[0].variance)
+            for seen in batch:
+                image = drawn + np.tile(np.arange(images), seen.tokens)
+                iteration = np.full(len(image), seen.index)
+                parts.append((seen.given, seen.sampled, seen.mean, iteration, image))
+            drawn += images
+        return cls(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _train(rows: Rows, seen: npt.NDArray[np.bool_], seed: int) -> MLP:
+    chosen = np.flatnonzero(seen)
+    if len(chosen) > MAX_ROWS:
+        chosen = np.random.default_rng(seed).choice(chosen, MAX_ROWS, replace=False)
+    _, image = np.unique(rows.image[chosen], return_inverse=True)
+    held_out = image % HELD_OUT == 0
+    if held_out.all():  # a single image
+        held_out = np.arange(len(chosen)) % HELD_OUT == 0
+    return MLP(rows.given[chosen], rows.mean[chosen], held_out, seed)

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disa.calibration.measure import measure
+from disa.calibration.measure import TOLERANCES, measure
 from disa.errors import DisaError
 from disa.runtime.pipeline import Pipeline
+from disa.runtime.schedule import AnnealedSchedule
 
 QUICK: dict[str, Any] = {"many": 8, "precision": 0.0, "batch_size": 3}
 
@@ -28,6 +29,7 @@ def test_every_iteration_is_measured(pixel_pipeline: Pipeline) -> None:
     assert tradeoff.counts.tolist() == [2, 3, 4]
     assert (np.diff(tradeoff.error, axis=1) <= 0).all()
     np.testing.assert_array_equal(tradeoff.calls[:, 0], 2 * tradeoff.tokens)
+    assert measured.adaptive == ()
 
 
 def test_the_seed_decides(pixel_pipeline: Pipeline) -> None:
@@ -54,10 +56,26 @@ def test_too_little_to_measure(pixel_pipeline: Pipeline) -> None:
         measure(pixel_pipeline, settings, [1, 2], **{**QUICK, "many": 5})
 
 
+def test_adaptive_steps_are_measured(pixel_pipeline: Pipeline) -> None:
+    settings = pixel_pipeline.settings(iterations=2, strategy="adaptive")
+    base = AnnealedSchedule(7, 7)
+    measured = measure(pixel_pipeline, settings, [1, 2, 3], **QUICK, base=base)
+    assert [point.tolerance for point in measured.adaptive] == list(TOLERANCES)
+    calls = [point.calls for point in measured.adaptive]
+    assert calls == sorted(calls, reverse=True)
+    taken = len(settings.table_of(7)) * pixel_pipeline.plan.manifest.tokens["count"]
+    assert 0 < calls[-1] <= calls[0] <= taken
+    settings = pixel_pipeline.settings(iterations=2, sampler="dpm-solver")
+    assert measure(pixel_pipeline, settings, [1, 2], **QUICK, base=base).adaptive == ()
+
+
 @pytest.mark.parametrize("name", ["flowar_s", "xar"])
 def test_flow_families(golden_plan: Callable[..., Path], name: str) -> None:
     pipe = Pipeline.from_plan(golden_plan(name), "cpu")
-    measured = measure(pipe, pipe.settings(), [1, 2], **QUICK)
+    base = AnnealedSchedule(6, 6)
+    measured = measure(pipe, pipe.settings(), [1, 2], **QUICK, base=base)
+    assert all(np.isfinite(point.error) for point in measured.adaptive)
+    assert len(measured.adaptive) == len(TOLERANCES)
     iterations = pipe.family.iterations(pipe.settings())
     for signal in vars(measured.signals).values():
         assert signal.mean.shape == (iterations,)

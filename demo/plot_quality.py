@@ -1,0 +1,127 @@
+"""Head rows against Fréchet distance: `python -m demo.plot_quality outputs/evaluation.json`.
+
+Several files of demo.evaluate are drawn together where their runs can be compared.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from disa.errors import DisaError, MissingDependency
+
+STYLES = {
+    "constant": ("tab:red", "o-"),
+    "linear": ("tab:blue", "o-"),
+    "cosine": ("tab:orange", "s-"),
+    "two-stage": ("tab:green", "^-"),
+    "fitted": ("black", "*-"),
+    "adaptive": ("tab:purple", "D-"),
+    "fixed": ("tab:gray", "x-"),
+}
+COMPARED = ("options", "num", "batch_size", "real")
+"""What must be equal in all files for their rows to be comparable."""
+
+
+def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of all files, each schedule once, and the content of the first file.
+
+    Raises:
+        DisaError: a file is not one of demo.evaluate, or was made with other options.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    first: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = json.loads(path.read_text())
+            for row in content["rows"]:
+                float(row["head_rows_per_image"]), float(row["frechet_distance"])
+                rows.setdefault((row["plan"], row["schedule"]), row)
+            first = first or content
+            other = [name for name in COMPARED if content[name] != first[name]]
+        except OSError as error:
+            raise DisaError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DisaError(f"{path} was not written by demo.evaluate: {error!r}") from error
+        if other:
+            raise DisaError(
+                f"{path} cannot be compared with {paths[0]}: other {' and '.join(other)}"
+            )
+    return list(rows.values()), first
+
+
+def kind_of(schedule: str) -> str:
+    """The strategy in the name of a schedule, such as `linear` of `linear 50:5`."""
+    return schedule.split()[0]
+
+
+def label_of(schedule: str) -> str:
+    """What stands beside a point: the steps, or the tolerance, without a file's folder."""
+    kind, *rest = schedule.split()
+    return Path(rest[0]).name.removesuffix(".json") if kind == "fitted" else " ".join(rest)
+
+
+def draw(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        real: Fréchet distance of real test images.
+        images: how many each schedule drew.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("matplotlib", "plot") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: float(row["head_rows_per_image"])):
+        by_kind.setdefault(kind_of(row["schedule"]), []).append(row)
+    for kind, found in by_kind.items():
+        color, style = STYLES.get(kind, (None, "o-"))
+        x = [row["head_rows_per_image"] for row in found]
+        y = [row["frechet_distance"] for row in found]
+        axes.plot(x, y, style, color=color, label=kind, linewidth=1, markersize=6)
+        for row, place in zip(found, zip(x, y, strict=True), strict=True):
+            axes.annotate(
+                label_of(row["schedule"]),
+                place,
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=color,
+            )
+    axes.axhline(real, color="gray", linestyle=":", linewidth=1, label="real test images")
+    axes.set(
+        title=f"cost and quality, {images} images of each schedule",
+        xlabel="rows of the head for an image",
+        ylabel="Fréchet distance to the training images",
+        xscale="log",
+        yscale="log",
+    )
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+@click.command()
+@click.argument("evaluations", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("docs/images/quality.png")
+)
+def main(evaluations: tuple[Path, ...], output: Path) -> None:
+    """Draw the schedules in EVALUATIONS, JSON files of demo.evaluate, by cost and quality."""
+    try:
+        rows, content = read_rows(evaluations)
+        draw(rows, float(content["real"]["distance"]), int(content["num"]), output)
+    except DisaError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()
