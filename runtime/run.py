@@ -215,7 +215,10 @@ def draw_missing(
 
 def summary(record: dict[str, Any], stats: Stats, folder: Path) -> str:
     """What was drawn, what it cost and where it is, for people."""
-    shown = folder / (GRID if (folder / GRID).exists() else RECORD)
+    drawn = (folder / GRID).exists()
+    shown = str(folder / GRID if drawn else folder / RECORD)
+    if not drawn:
+        shown += "\nthese are latents (.npy): a plan that was exported with --vae gives images"
     if not stats.images:
         return f"all {record['stats']['images']} images were there already: {shown}"
     seconds = stats.seconds["total"]
@@ -225,6 +228,7 @@ def summary(record: dict[str, Any], stats: Stats, folder: Path) -> str:
         if part in stats.seconds
     )
     return (
-        f"{stats.images} images in {seconds:.1f} s ({stats.images / seconds:.2f} a second), "
+        f"{stats.images} image{'' if stats.images == 1 else 's'} in {seconds:.1f} s "
+        f"({stats.images / seconds:.2f} a second), "
         f"{stats.head_calls} head calls ({parts})\n{shown}"
     )

@@ -9,22 +9,19 @@ from click.testing import CliRunner
 
 from disa.engines.open import open_session
 from disa.engines.plan import Plan
-from disa.engines.plan_writer import PlanWriter
 from disa.engines.session import Session
 from disa.errors import DisaError
-from disa.exporter.tokenizer import read_tokenizer
 from disa.runtime.families import HarmonSettings
 from disa.runtime.harmon import MAX_SIDE, HarmonLoop, interpolation, parse_size
 from disa.runtime.noise import PhiloxNoise
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.prompt import TOKENIZER_MEMBER, PromptBatch
+from disa.runtime.prompt import PromptBatch
 from disa.runtime.schedule import AnnealedSchedule
 from disa.runtime.settings import GuidanceSchedule, Settings
 from disa.runtime.stats import Stats
 from disa.runtime.verify import main as verify
 
 from ..conftest import GOLDEN, ExportGolden, references
-from ..tiny_tokenizer import write_vocabulary
 
 SETTINGS = Settings(
     iterations=4,
@@ -182,17 +179,6 @@ def test_sizes() -> None:
     for text in ("500", "0", f"{MAX_SIDE + 16}", "512x8"):
         with pytest.raises(DisaError, match="multiple of 16"):
             parse_size(text, 16)
-
-
-@pytest.fixture(scope="module")
-def text_plan(golden_plan: ExportGolden, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden plan with a tokenizer in it."""
-    folder = tmp_path_factory.mktemp("harmon")
-    data = read_tokenizer(write_vocabulary(folder / "tokenizer"), 200)
-    path = folder / "text.plan"
-    with Plan.open(golden_plan("harmon")) as plan, PlanWriter.extend(plan, path) as writer:
-        writer.add(TOKENIZER_MEMBER, data)
-    return path
 
 
 def test_prompts_become_images(text_plan: Path) -> None:

@@ -32,6 +32,7 @@ def test_images_grid_samples_and_record(pixel_plan: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     assert "CPUExecutionProvider fp32" in result.output
     assert "grid.png" in result.output
+    assert "latents" not in result.output
     assert len(images_in(tmp_path)) == 12
     first = np.asarray(Image.open(tmp_path / "000000.png"))
     assert first.shape == (8, 8)
@@ -123,6 +124,7 @@ def test_another_run_is_not_mixed_in(pixel_plan: Path, tmp_path: Path) -> None:
 def test_plans_without_pixels_give_latents(golden_plan: Any, tmp_path: Path) -> None:
     result = run(golden_plan("mar_patch2"), tmp_path, "--num", 2)
     assert result.exit_code == 0
+    assert "these are latents" in result.output
     assert np.load(tmp_path / "000001.npy").shape == (4, 16, 16)
     assert not (tmp_path / "grid.png").exists()
 
