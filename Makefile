@@ -59,8 +59,8 @@ train-demo: install  ## Train the demo model again (an hour on two cores).
 evaluate-demo: install engines/fashion.plan  ## Compare schedules on the demo model.
 	$(BIN)/python -m demo.evaluate engines/fashion.plan
 
-gpu-check: install  ## Check and measure everything on an NVIDIA GPU.
-	$(BIN)/python benchmarks/gpu_check.py
+gpu-check:  ## Check and measure everything on an NVIDIA GPU; WHEELS=folder brings packages.
+	$(PYTHON) -m benchmarks.gpu_check $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:  ## Remove what `make` made.
 	rm -rf $(VENV) $(RUN_VENV) build .cache outputs engines/*.plan *.egg-info src/*.egg-info

@@ -1,165 +1,199 @@
 """Checks and measures everything that needs an NVIDIA GPU, in one call.
 
-python -m benchmarks.gpu_check -o gpu.json
+python -m benchmarks.gpu_check -o gpu.json --wheels FOLDER
 
-Needs PyTorch, onnx, onnxscript and onnxruntime(-gpu); TensorRT and cuda-bindings if there
-are to be engines. disa need not be installed. Exit code 1 if a check failed.
+Needs PyTorch, onnx and onnxscript; disa need not be installed. What else is wanted
+(onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) may lie as wheels in a folder, whole or cut
+into pieces named NAME.whl.00, NAME.whl.01 and so on. Every part runs in a process of its own and
+reports line by line, so one that crashes or hangs takes nothing with it; the most valuable parts
+come first. Exit code 1 if a check failed.
 """
 
-import importlib
 import json
 import os
-import platform
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
+SIZES = ("mar_b", "mar_l", "mar_h")
+TARGETS = (("mar_b", 1, 10.0), ("mar_b", 64, 2.5))
+"""How many times faster than eager PyTorch the best engine should be: size, batch, times."""
+HEAD_TARGET = 2.0
+"""How many times the time that the memory needs a head step at batch 1 may take."""
 
 
-def make_importable() -> None:
-    """Let `import disa` find this tree where disa is not installed."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        importlib.import_module("disa")
-    except ImportError:
-        package = Path(tempfile.mkdtemp()) / "disa"
-        package.mkdir()
-        sources = [*(ROOT / "src" / "disa").iterdir()]
-        sources += [ROOT / name for name in ("exporter", "engines", "runtime", "calibration")]
-        for source in sources:
-            (package / source.name).symlink_to(source)
-        sys.path.insert(0, str(package.parent))
+@dataclass(frozen=True)
+class Part:
+    """Something that is checked or measured; see `benchmarks.gpu_part`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    seconds: float
+    """When to stop it, if there is still so much time."""
 
 
-def surroundings() -> dict[str, Any]:
-    """What is installed here, and why what is not usable is not."""
-    import torch
-
-    from disa.engines.tensorrt.flavour import MODULES, find
-
-    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("onnx", "onnxruntime"):
-        try:
-            found[name] = importlib.import_module(name).__version__
-        except ImportError as error:
-            found[name] = f"cannot be imported ({error})"
-    try:
-        found["providers"] = importlib.import_module("onnxruntime").get_available_providers()
-    except ImportError:
-        found["providers"] = []
-    for name in MODULES:
-        flavour = find(name)
-        found[name] = flavour if isinstance(flavour, str) else flavour.version
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
+    """All parts, those worth most first."""
+    if quick:
+        return [
+            Part("machine", ("machine",), 120),
+            Part("refusals", ("refusals",), 240),
+            Part("checks cpu", ("checks", "cpu", "fp32", "mar"), 240),
+            Part("tiny cpu", ("engine", "tiny", "cpu"), 120),
+            Part("tiny eager", ("eager", "tiny"), 120),
+        ]
+    found = [Part("machine", ("machine",), 60)]
+    for engine in engines:
+        arguments = ("checks", engine, "fp32,fp16", "mar")
+        found.append(Part(f"checks {engine}", arguments, 90))
+    for size in SIZES:
+        found += [Part(f"{size} {e}", ("engine", size, e), 120) for e in engines]
+        found.append(Part(f"{size} eager", ("eager", size), 120))
+        if size == SIZES[0]:
+            found.append(Part("refusals", ("refusals",), 60))
+            found.append(Part(f"{size} compile", ("compile", size), 100))
+    others = "mar_patch2,flowar_s,xar,harmon"
+    found += [Part(f"families {e}", ("checks", e, "fp32", others), 120) for e in engines]
+    found += [Part(f"{size} compile", ("compile", size), 100) for size in SIZES[1:]]
     return found
 
 
-def refusals(folder: Path) -> dict[str, Any]:
-    """What TensorRT-RTX says of this GPU: while building, of an engine's header, on loading.
-
-    The engine is built for the architectures that it does support.
-    """
-    from benchmarks.gpu_parity import plan_of
-    from disa.engines.build import EngineOptions, build_engines
-    from disa.engines.plan import Plan
-    from disa.engines.tensorrt.device import present
-    from disa.engines.tensorrt.flavour import TENSORRT_RTX, find
-    from disa.engines.tensorrt.logger import collect, logger_of
-    from disa.errors import DisaError
-
-    flavour = find(TENSORRT_RTX)
-    if isinstance(flavour, str):
-        return {"imported": flavour}
-    gpu = present()
-    said: dict[str, Any] = {"gpu": None if gpu is None else f"{gpu.name}, sm_{gpu.sm}"}
-    with Plan.open(plan_of("mar", "fp16", folder)) as plan:
-        if gpu is not None:
-            try:
-                build_engines(plan, EngineOptions(TENSORRT_RTX, (gpu.sm,)))
-                said["build for this GPU"] = "done"
-            except DisaError as error:
-                said["build for this GPU"] = str(error)
-        built = build_engines(plan, EngineOptions(TENSORRT_RTX, (80, 86, 89, 120)))[-1]
-    data = built.path.read_bytes()
-    with collect(flavour.trt) as messages:
-        runtime = flavour.trt.Runtime(logger_of(flavour.trt))
-        said["validity of an engine"] = flavour.validity(runtime, memoryview(data)) or "valid"
-        engine = runtime.deserialize_cuda_engine(data)
-        said["loading an engine"] = "refused" if engine is None else "done"
-        said["messages"] = messages.errors
-    return said
+def environment(wheels: Path | None, folder: Path) -> dict[str, str]:
+    """What the parts run in: this tree, importable as disa, and the wheels before all others."""
+    paths = [str(ROOT)]
+    if wheels is not None:
+        paths.insert(0, str(install(wheels, folder)))
+    package = folder / "package" / "disa"
+    package.mkdir(parents=True)
+    sources = [*(ROOT / "src" / "disa").iterdir()]
+    sources += [ROOT / name for name in ("exporter", "engines", "runtime", "calibration")]
+    for source in sources:
+        (package / source.name).symlink_to(source)
+    paths.append(str(package.parent))
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    settings = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "DISA_CACHE": str(folder / "cache"), **settings}
 
 
-def usable_engines(device: str, folder: Path, asked: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The engines that can draw here, and why the others cannot."""
-    from benchmarks.gpu_parity import plan_of, with_engines
-    from disa.engines.tensorrt.profile import Range
-    from disa.errors import DisaError
-    from disa.runtime.pipeline import Pipeline
+def install(wheels: Path, folder: Path) -> Path:
+    """Install wheels without a network, after putting those in pieces together."""
+    whole, site = folder / "wheels", folder / "site"
+    whole.mkdir()
+    for piece in sorted(wheels.glob("*.whl*")):
+        name = piece.name if piece.suffix == ".whl" else piece.stem
+        with (whole / name).open("ab") as target, piece.open("rb") as source:
+            shutil.copyfileobj(source, target)
+    files = [str(path) for path in sorted(whole.glob("*.whl"))]
+    say(f"installing {', '.join(Path(name).name for name in files) or 'no wheels'}")
+    if files:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+        subprocess.run([*command, "--no-compile", "--target", str(site), *files], check=True)
+    shutil.rmtree(whole)
+    return site
 
-    if device == "cpu":
-        return ["cpu"], {}
-    usable, reasons = [], {}
-    for engine in asked:
+
+class Check:
+    """Runs the parts and keeps what they report."""
+
+    def __init__(self, device: str, minutes: float, output: Path, folder: Path) -> None:
+        self.device, self.output, self.folder = device, output, folder
+        self.end = time.monotonic() + 60 * minutes
+        self.program = [sys.executable, "-m", "benchmarks.gpu_part"]
+        self.lines: list[dict[str, Any]] = []
+        self.parts: list[dict[str, Any]] = []
+
+    def run(self, part: Part, settings: dict[str, str]) -> None:
+        """Run a part for as long as there is time, and write all that is known."""
+        seconds = min(part.seconds, self.end - time.monotonic())
+        began = time.monotonic()
+        outcome = "left out: no time" if seconds < 10 else self._run(part, settings, seconds)
+        took = round(time.monotonic() - began, 1)
+        self.parts.append({"part": part.name, "outcome": outcome, "seconds": took})
+        if outcome != "done":
+            say(f"{part.name}: {outcome}")
+        self.write()
+
+    def _run(self, part: Part, settings: dict[str, str], seconds: float) -> str:
+        lines = self.folder / "lines.jsonl"
+        lines.unlink(missing_ok=True)
+        command = [*self.program, *part.arguments]
+        command += ["--device", self.device, "--folder", str(self.folder), "--lines", str(lines)]
+        command += ["--seconds", f"{seconds - 3:.0f}"]
         try:
-            path = with_engines(plan_of("mar", "fp32", folder), engine, Range(1, 2, 4))
-            Pipeline.from_plan(path, engine)
-            usable.append(engine)
-        except DisaError as error:
-            reasons[engine] = str(error)
-    return usable, reasons
+            ended = subprocess.run(
+                command, env=settings, cwd=ROOT, timeout=seconds, stderr=subprocess.PIPE, text=True
+            )
+            outcome = "done"
+            if ended.returncode:
+                said = ended.stderr.strip().splitlines() or ["no words"]
+                outcome = f"ended with {ended.returncode}: {said[-1][:500]}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped after {seconds:.0f} s"
+        if lines.exists():
+            self.lines += [json.loads(line) for line in lines.read_text().splitlines()]
+        return outcome
+
+    def write(self) -> dict[str, Any]:
+        """Everything that is known so far, as it is written."""
+        kinds = ("about", "refusal", "check", "unusable", "machine", "floor", "speed", "failure")
+        kept = {
+            kind: [_without(line) for line in self.lines if line["kind"] == kind] for kind in kinds
+        }
+        checks = kept["check"]
+        result = {
+            "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **(kept["about"][0] if kept["about"] else {}),
+            "parts": self.parts,
+            "tensorrt-rtx says": {line["question"]: line["answer"] for line in kept["refusal"]},
+            "unusable": {line["engine"]: line["reason"] for line in kept["unusable"]},
+            "checks": checks,
+            "passed": bool(checks) and all(check["passed"] for check in checks),
+            "machine": kept["machine"][0] if kept["machine"] else None,
+            "floors": kept["floor"],
+            "speeds": kept["speed"],
+            "failures": kept["failure"],
+            "targets": targets(kept["speed"], kept["floor"]),
+        }
+        kept_aside = self.output.with_name(f".{self.output.name}")
+        kept_aside.write_text(json.dumps(result, indent=1) + "\n")
+        kept_aside.replace(self.output)
+        return result
 
 
-def run(device: str, quick: bool, minutes: float, asked: list[str], folder: Path) -> dict[str, Any]:
-    """Everything; see the module."""
-    from benchmarks import gpu_parity as parity
-    from benchmarks.gpu_speed import Benchmark, Clock
+def _without(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "kind"}
 
-    clock, checks = Clock(device, minutes), []
-    result: dict[str, Any] = {"when": time.strftime("%Y-%m-%d"), **surroundings()}
-    say(f"{result['gpu'] or 'no GPU'}, torch {result['torch']}, ORT {result['onnxruntime']}")
-    result["tensorrt-rtx says"] = refusals(folder)
-    for question, answer in result["tensorrt-rtx says"].items():
-        say(f"TensorRT-RTX, {question}: {answer}")
-    engines, result["unusable"] = usable_engines(device, folder, asked)
-    for engine, reason in result["unusable"].items():
-        say(f"{engine} cannot be used: {reason}")
-    models = ["mar"] if quick else ["mar", "mar_patch2", "flowar_s", "xar", "harmon"]
-    precisions = ["fp32"] if quick or device == "cpu" else ["fp32", "fp16"]
-    for engine in engines:
-        for check in parity.replays(engine, models, precisions, folder, 1 if quick else 3):
-            checks.append(check)
-            say_check(check)
-            if clock.left < 60 * minutes / 2:
-                say("half of the time is gone: the remaining recorded runs are left out")
-                result["replays_cut"] = True
-                break
-        for precision in precisions:
-            sizes = (1, 2) if quick else (1, 2, 3, 5)
-            for work in (
-                lambda e=engine, p=precision, s=sizes: parity.batch_invariance(e, p, folder, s),
-                lambda e=engine, p=precision: parity.graph_against_plain(e, p, folder),
-            ):
-                checks.append(parity.attempt(f"{engine} {precision}", engine, work))
-                say_check(checks[-1])
-    result["checks"] = [asdict(check) for check in checks]
-    result["passed"] = bool(engines) and all(check.passed for check in checks)
-    benchmark = Benchmark(
-        clock,
-        folder,
-        engines,
-        [1, 2] if quick else [1, 8, 64],
-        4 if quick else 64,
-        "fp32" if device == "cpu" else "fp16",
-        say,
-    )
-    result["benchmark"] = benchmark.run(["tiny"] if quick else ["mar_b", "mar_l", "mar_h"])
-    return result
+
+def targets(
+    speeds: Sequence[dict[str, Any]], floors: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What was aimed at, and what was reached; `reached` is None where it was not measured."""
+    found = []
+    for size, batch, wanted in TARGETS:
+        here = [s for s in speeds if (s["size"], s["batch"]) == (size, batch)]
+        eager = [s["seconds_per_image"] for s in here if s["way"] == "eager"]
+        best = [s["seconds_per_image"] for s in here if s["way"] in ENGINES]
+        reached = round(eager[0] / min(best), 2) if eager and best else None
+        name = f"{size}, batch {batch}: times the speed of eager PyTorch"
+        found.append({"target": name, "wanted": wanted, "reached": reached})
+    steps = [
+        speed["head_step_ms"] / floor["head_step_ms"]
+        for speed in speeds
+        for floor in floors
+        if speed["way"] in ENGINES
+        and (speed["size"], speed["batch"]) == (floor["size"], floor["batch"]) == ("mar_b", 1)
+    ]
+    name = "mar_b, batch 1: time of a head step over the floor"
+    reached = round(min(steps), 2) if steps else None
+    return [*found, {"target": name, "wanted": HEAD_TARGET, "reached": reached}]
 
 
 def say(text: str) -> None:
@@ -167,14 +201,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def say_check(check: Any) -> None:
-    """One line on a check."""
-    say(f"{'ok  ' if check.passed else 'FAIL'} {check.name} [{check.engine}]: {check.detail}")
-
-
 def main() -> None:
     """The command line."""
-    make_importable()
     import click
 
     @click.command()
@@ -182,17 +210,23 @@ def main() -> None:
     @click.option("--quick", is_flag=True, help="A tiny model and few runs, to try the script.")
     @click.option("--minutes", default=9.0, show_default=True, help="Time to keep within.")
     @click.option("--engines", default=",".join(ENGINES), show_default=True)
+    @click.option("--wheels", type=click.Path(exists=True, path_type=Path), help="See above.")
     @click.option("-o", "--output", type=click.Path(path_type=Path), default="gpu-check.json")
-    def command(device: str, quick: bool, minutes: float, engines: str, output: Path) -> None:
+    def command(
+        device: str, quick: bool, minutes: float, engines: str, wheels: Path | None, output: Path
+    ) -> None:
         """Check parity on this machine's GPU, then measure; write JSON."""
-        import torch
-
-        if device == "cuda" and not torch.cuda.is_available():
-            raise click.ClickException("PyTorch sees no GPU here: use --device cpu --quick")
+        if device == "cpu" and not quick:
+            raise click.UsageError("without a GPU only --quick makes sense")
         with tempfile.TemporaryDirectory(prefix="disa-gpu-") as folder:
-            os.environ.setdefault("DISA_CACHE", str(Path(folder) / "cache"))
-            result = run(device, quick, minutes, engines.split(","), Path(folder))
-        output.write_text(json.dumps(result, indent=1) + "\n")
+            # The time to install counts too.
+            check = Check(device, minutes, output, Path(folder))
+            settings = environment(wheels, Path(folder))
+            for part in parts_of(quick, engines.split(",")):
+                check.run(part, settings)
+            result = check.write()
+        for target in result["targets"]:
+            say(f"{target['target']}: {target['reached']}, wanted {target['wanted']}")
         say(f"written to {output}; {'all passed' if result['passed'] else 'SOME CHECKS FAILED'}")
         sys.exit(0 if result["passed"] else 1)
 

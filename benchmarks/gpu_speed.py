@@ -3,8 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from disa.runtime.pipeline import Pipeline
 from disa.runtime.sampler import SamplerName, StepTable, step_table
 from disa.runtime.schedule import AnnealedSchedule
 
-from .gpu_parity import head_arrays, with_engines
+from .gpu_parity import head_arrays, switch_graphs, with_engines
 from .official_model import OfficialMAR
 from .random_plan import config_of, write_random_plan
 
@@ -32,10 +31,15 @@ class Speed:
 
     size: str
     batch: int
-    engine: str
+    way: str
+    """"eager", "compile", or an engine."""
+    description: str
+    """What really ran."""
     seconds_per_image: float
     head_step_ms: float
     runs: int
+    plain_head_step_ms: float | None = None
+    """Without CUDA graphs, where they can be left out."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,11 @@ class Clock:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(self, work: Callable[[], object], most: int = 3) -> tuple[float, int]:
-        """Median of up to `most` runs after one to warm up, within 15 seconds or so."""
-        work()
+    def seconds(
+        self, work: Callable[[], object], most: int = 3, warm: Callable[[], object] | None = None
+    ) -> tuple[float, int]:
+        """Median of up to `most` runs after `warm`, or one to warm up, within 15 seconds or so."""
+        (warm or work)()
         times: list[float] = []
         began = time.perf_counter()
         while len(times) < most and (not times or time.perf_counter() - began < 15):
@@ -156,6 +162,7 @@ class Eager:
             for index, block in enumerate(blocks):
                 original = getattr(block, "_orig_mod", block)
                 blocks[index] = torch.compile(original, dynamic=True) if compiled else original
+        iterations = min(iterations, self.config.tokens)
         tables = [step_table(SamplerName.DDPM, steps) for steps in schedule(iterations)]
         device, kind = self.clock.device, torch.float16
         if device == "cpu":
@@ -164,10 +171,16 @@ class Eager:
         with torch.device(device), torch.autocast(device, kind), torch.inference_mode():
             z = torch.randn(2 * rows, self.config.decoder_embed_dim)
             table = step_table(SamplerName.DDPM, HEAD_STEPS)
-            image, runs = self.clock.seconds(lambda: self._image(batch, tables), most=2)
+            # A whole image takes many seconds this way: a few of its iterations warm up as well.
+            image, runs = self.clock.seconds(
+                lambda: self._image(batch, tables),
+                most=2,
+                warm=lambda: self._image(batch, tables[:: max(1, len(tables) // 4)]),
+            )
             head, _ = self.clock.seconds(lambda: self._sample(z, table, rows))
-        name = "torch.compile" if compiled else "eager PyTorch"
-        return Speed(size, batch, name, image / batch, 1000 * head / len(table), runs)
+        way, name = ("compile", "torch.compile") if compiled else ("eager", "eager PyTorch")
+        name = f"{name} {torch.__version__}, autocast {str(kind).removeprefix('torch.')}"
+        return Speed(size, batch, way, name, image / batch, 1000 * head / len(table), runs)
 
     def _sample(self, z: Tensor, table: StepTable, rows: int) -> Tensor:
         timesteps, coefficients = (
@@ -194,103 +207,52 @@ class Eager:
         return tokens
 
 
-def engine_speed(
-    plan: Path, size: str, batch: int, engine: str, clock: Clock, iterations: int
-) -> Speed:
-    """A plan on an engine, by way of the pipeline that users call."""
-    path = with_engines(plan, engine, Range(1, 8, 64))
-    pipe = Pipeline.from_plan(path, engine)
+class EngineSpeed:
+    """A plan with random weights, drawn by way of the pipeline that users call."""
+
+    def __init__(self, size: str, precision: str, engine: str, folder: Path, clock: Clock) -> None:
+        self.size, self.way, self.clock, self.config = size, engine, clock, config_of(size)
+        path = folder / f"{size}-{precision}-random.plan"
+        if not path.exists():
+            write_random_plan(size, precision, path)
+        self.pipe = Pipeline.from_plan(with_engines(path, engine, Range(1, 8, 64)), engine)
+
+    def measure(self, batch: int, iterations: int) -> Speed:
+        """Seconds an image, and milliseconds a head step with CUDA graphs and without."""
+        iterations = min(iterations, self.config.tokens)
+        labels = [index % self.config.class_num for index in range(batch)]
+
+        def draw() -> object:
+            return self.pipe(labels, num_iterations=iterations, batch_size=batch)
+
+        draw()  # CUDA graphs are made when shapes come for the second time.
+        image, runs = self.clock.seconds(draw)
+        session = self.pipe.sessions["head"]
+        rows = batch * usual_count(self.config, iterations)
+        arrays = head_arrays(self.pipe, rows, HEAD_STEPS)
+
+        def steps() -> object:
+            return np.asarray(session.iterate({"next_x": "x"}, *arrays)["next_x"])
+
+        steps()
+        head, _ = self.clock.seconds(steps, most=20)
+        switch_graphs(session, False)
+        plain, _ = self.clock.seconds(steps, most=20)
+        switch_graphs(session, True)
+        return Speed(
+            self.size,
+            batch,
+            self.way,
+            self.pipe.engine,
+            image / batch,
+            1000 * head / HEAD_STEPS,
+            runs,
+            1000 * plain / HEAD_STEPS,
+        )
+
+
+def floor_of(size: str, batch: int, iterations: int, machine: Machine) -> dict[str, Any]:
+    """See `floors`."""
     config = config_of(size)
-    labels = [index % config.class_num for index in range(batch)]
-
-    def draw() -> object:
-        return pipe(labels, num_iterations=iterations, batch_size=batch)
-
-    draw()  # CUDA graphs are made when shapes come for the second time.
-    image, runs = clock.seconds(draw)
-    session = pipe.sessions["head"]
-    arrays = head_arrays(pipe, batch * usual_count(config, iterations), HEAD_STEPS)
-
-    def steps() -> object:
-        return np.asarray(session.iterate({"next_x": "x"}, *arrays)["next_x"])
-
-    steps()
-    head, _ = clock.seconds(steps, most=20)
-    return Speed(size, batch, pipe.engine, image / batch, 1000 * head / HEAD_STEPS, runs)
-
-
-class Benchmark:
-    """All sizes, batches and engines, as far as the time goes; what is left out is said."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        folder: Path,
-        engines: list[str],
-        batches: list[int],
-        iterations: int,
-        precision: str,
-        report: Callable[[str], None],
-    ) -> None:
-        self.clock, self.folder, self.report = clock, folder, report
-        self.engines, self.batches = engines, batches
-        self.iterations, self.precision = iterations, precision
-        self.speeds: list[Speed] = []
-        self.floors: list[dict[str, Any]] = []
-        self.skipped: list[str] = []
-
-    def run(self, sizes: list[str]) -> dict[str, Any]:
-        """Measure and return everything as JSON."""
-        machine = measure_machine(self.clock)
-        self.report(
-            f"measured: {machine.bytes_per_second / 1e12:.3f} TB/s, "
-            f"{machine.flops / 1e12:.2f} TFLOP/s"
-        )
-        for size in sizes:
-            self._measure_size(size, machine)
-        return {
-            "precision": self.precision,
-            "iterations": self.iterations,
-            "steps": "50:5",
-            "machine": asdict(machine),
-            "speeds": [asdict(speed) for speed in self.speeds],
-            "floors": self.floors,
-            "skipped": self.skipped,
-        }
-
-    def _measure_size(self, size: str, machine: Machine) -> None:
-        config = config_of(size)
-        iterations = min(self.iterations, config.tokens)
-        for batch in self.batches:
-            image, step = floors(config, machine, batch, iterations)
-            entry = {"seconds_per_image": image, "head_step_ms": step}
-            self.floors.append({"size": size, "batch": batch, **entry})
-        plan = write_random_plan(size, self.precision, self.folder / f"{size}.plan")
-        for engine in self.engines:
-            for batch in self.batches:
-                run = partial(engine_speed, plan, size, batch, engine, self.clock, iterations)
-                self._attempt(f"{size}, batch {batch}, {engine}", run)
-        torch_model = Eager(config, self.clock)
-        ways = [(False, "eager PyTorch"), (True, "torch.compile")]
-        # Compiling for a CPU takes minutes and says nothing about a GPU.
-        for compiled, name in ways if self.clock.device == "cuda" else ways[:1]:
-            for batch in self.batches:
-                way = partial(torch_model.speed, size, batch, iterations, compiled)
-                self._attempt(f"{size}, batch {batch}, {name}", way)
-
-    def _attempt(self, what: str, run: Callable[[], Speed]) -> None:
-        if self.clock.left < 20:
-            self.skipped.append(f"{what}: no time left")
-            return
-        try:
-            speed = run()
-        # A comparison of many ways goes on without the one that does not work here.
-        except Exception as error:
-            self.skipped.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
-            self.report(self.skipped[-1])
-            return
-        self.speeds.append(speed)
-        self.report(
-            f"{what}: {speed.seconds_per_image:.4f} s an image, "
-            f"{speed.head_step_ms:.3f} ms a head step"
-        )
+    image, step = floors(config, machine, batch, min(iterations, config.tokens))
+    return {"size": size, "batch": batch, "seconds_per_image": image, "head_step_ms": step}

@@ -1,6 +1,7 @@
 """Loops of ONNX Runtime on a GPU: CUDA graphs, fixed addresses, padding."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from disa.engines.plan import Plan
 from disa.engines.session import TensorSpec
 from disa.engines.tensorrt import loop
 from disa.errors import DisaError
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.reference import Reference
+from disa.runtime.verify import REPLAYS
 
 from .fake_onnxruntime import FakeSession, use_fake_gpu
 from .tiny_graphs import CHANNELS, expected_backbone, expected_head, expected_loop, head_loop
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -65,6 +70,26 @@ def test_shapes_take_turns(plan_path: Path) -> None:
     # The table of 70 steps has a size of its own.
     assert counts.captured == 4
     assert counts.plain == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("mar", "linear_cfg"),
+        ("flowar_s", "guided"),
+        ("xar", "guided"),
+        ("harmon", "reference_a"),
+    ],
+)
+def test_recorded_runs(
+    gpu: type[FakeSession], name: str, run: str, golden_plan: Callable[..., Path]
+) -> None:
+    plan = Plan.open(golden_plan(name))
+    sessions = {graph: OnnxRuntimeSession(plan, graph, "device") for graph in plan.manifest.graphs}
+    pipe = Pipeline(plan, sessions)
+    found = REPLAYS[plan.manifest.family](pipe, Reference(GOLDEN / name / f"{run}.npz"))
+    assert max(float(entry.relative) for entry in found) < 1e-4
+    assert any(opened.replays for opened in gpu.opened)
 
 
 @pytest.mark.usefixtures("gpu")

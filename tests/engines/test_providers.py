@@ -107,7 +107,7 @@ def test_cuda_is_asked_for_and_nothing_but_the_cpu_behind_it(
 def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(lambda name: "absent", lambda: None)
     monkeypatch.setattr("disa.engines.tensorrt.open.HOST", host)
-    with pytest.raises(DisaError, match="no NVIDIA GPU .* here: use --engine cpu"):
+    with pytest.raises(DisaError, match=r"no NVIDIA GPU .* here: use --engine cpu"):
         prepare("cuda", FakeRuntime([CUDA, CPU]))
 
 
