@@ -22,12 +22,14 @@ from ..runtime.schedule import (
     parse_steps,
     schedule_content,
 )
+from .carry import measure_carry
 from .fit import Tradeoff, counts_of, fit_to_cost, fit_to_error
 from .measure import Measurement, measure
 
 DEFAULT_NUM = 128
 MAX_BATCH = 32
 MIN_BATCH = 2
+CARRY_IMAGES = 32
 
 
 @click.command(
@@ -132,6 +134,9 @@ def main(
     else:
         conditions = take_in_turn(range(pipe.family.classes), num)
     size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(settings)))
+    few = conditions[:CARRY_IMAGES]
+    with progress_bar(len(few), "how far errors carry over", "image") as advance:
+        carry = measure_carry(pipe, settings, few, size, seed, advance)
     with progress_bar(num, f"at most {num} images", "image") as advance:
         measured = measure(
             pipe,
@@ -141,6 +146,7 @@ def main(
             precision=precision,
             batch_size=size,
             base=AnnealedSchedule(baseline.upper, baseline.lower),
+            carry=carry,
             seed=seed,
             advance=advance,
         )
@@ -212,6 +218,7 @@ def describe(
         "fitted": predicted(tradeoff, steps),
         "baseline": {"schedule": str(baseline), **predicted(tradeoff, of_baseline)},
         "adaptive": [vars(point) for point in measured.adaptive],
+        "carry": [round(float(value), 4) for value in tradeoff.carry],
         "images": measured.images,
         "tightness": measured.tightness,
         "signals": measured.signals.to_json(),
@@ -245,6 +252,9 @@ def summary(content: dict[str, Any], path: Path) -> str:
         mean = signal["mean"]
         shown = (mean[0], mean[len(mean) // 2], mean[-1])
         lines.append(f"  {name:<16}" + "".join(f"{value:9.4f}" for value in shown))
+    carry = content["carry"]
+    shown = (carry[0], carry[len(carry) // 2], carry[-1])
+    lines.append(f"  {'carry-over':<16}" + "".join(f"{value:9.4f}" for value in shown))
     for name in ("baseline", "fitted"):
         row = content[name]
         label = row.get("schedule", f"fitted {content['steps'][0]}:{content['steps'][-1]}")

@@ -2,9 +2,9 @@
 
 The quality of a schedule is the energy distance between the tokens it draws and tokens drawn
 with many steps from the same state, in units of the tokens' standard deviation, averaged over
-all tokens of an image. It compares whole distributions of a token, not pairs of samples, and it
-counts each token alike, as the chain rule does: how far the distribution of an image can be off
-is bounded by the sum of how far the conditional distributions of its tokens are.
+all tokens of an image. It compares whole distributions of a token, not pairs of samples. A token
+weighs as much as a change of it moves the whole image, itself and what is drawn after it (see
+`carry`): errors of early tokens are handed on, those of the last ones are not.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,7 @@ class Tradeoff:
         calls: head calls times tokens of an image, [iterations, counts].
         seconds: time of the head for an image, [iterations, counts].
         tokens: tokens that each iteration predicts, [iterations].
+        carry: how far an error of each iteration carries over, [iterations].
     """
 
     counts: Ints
@@ -46,6 +47,12 @@ class Tradeoff:
     calls: Doubles
     seconds: Doubles
     tokens: Ints
+    carry: Doubles
+
+    @property
+    def share(self) -> Doubles:
+        """What the error of each iteration contributes to that of a schedule, [iterations]."""
+        return shares(self.tokens, self.carry)
 
     def cost(self, kind: str) -> Doubles:
         """Cost by "calls" or by "time"."""
@@ -55,7 +62,7 @@ class Tradeoff:
         """Error and cost of a schedule; counts outside the measured ones take the nearest."""
         column = np.clip(np.asarray(steps), self.counts[0], self.counts[-1]) - self.counts[0]
         rows = np.arange(len(self.tokens))
-        error = self.error[rows, column] @ self.tokens / self.tokens.sum()
+        error = self.error[rows, column] @ self.share
         return float(error), float(self.cost(kind)[rows, column].sum())
 
 
@@ -75,14 +82,22 @@ class AdaptivePoint:
     calls: float
 
 
-def adaptive_points(batches: Batches, tolerances: Sequence[float]) -> tuple[AdaptivePoint, ...]:
+def shares(tokens: Ints, carry: Doubles) -> Doubles:
+    """Weights of the AR iterations, which sum to 1."""
+    weights: Doubles = tokens * carry / (tokens * carry).sum()
+    return weights
+
+
+def adaptive_points(
+    batches: Batches, tolerances: Sequence[float], carry: Doubles
+) -> tuple[AdaptivePoint, ...]:
     """Error and cost of adaptive steps, for each tolerance."""
     if not tolerances:
         return ()
     tokens = np.array([seen.tokens for seen in batches[0]])
     unit = np.sqrt(token_variance(batches))
     # [iterations, tolerances, images] to [tolerances, images]
-    share = (tokens / tokens.sum())[:, None, None]
+    share = shares(tokens, carry)[:, None, None]
     errors = Signal.of((gather(batches, "adaptive_distances") / unit * share).sum(axis=0))
     rows = gather(batches, "adaptive_rows").sum(axis=0).mean(axis=1)
     return tuple(
@@ -93,7 +108,7 @@ def adaptive_points(batches: Batches, tolerances: Sequence[float]) -> tuple[Adap
     )
 
 
-def measure_tradeoff(batches: Batches, counts: Sequence[int]) -> Tradeoff:
+def measure_tradeoff(batches: Batches, counts: Sequence[int], carry: Doubles) -> Tradeoff:
     """What the observations say about each step count from the least to the most of `counts`.
 
     Measured errors are smoothed over neighbouring AR iterations and made to fall with the
@@ -128,6 +143,7 @@ def measure_tradeoff(batches: Batches, counts: Sequence[int]) -> Tradeoff:
         every_call * tokens[:, None],
         _affine(calls, every_call, seconds),
         tokens,
+        carry,
     )
 
 
@@ -171,7 +187,7 @@ def _choose(tradeoff: Tradeoff, kind: str, price: float) -> list[int]:
     (Everett 1963, generalised Lagrange multipliers).
     """
     cost = tradeoff.cost(kind)
-    total = tradeoff.error * tradeoff.tokens[:, None] + np.exp(price) * cost / cost[:, -1].sum()
+    total = tradeoff.error * tradeoff.share[:, None] + np.exp(price) * cost / cost[:, -1].sum()
     return [int(count) for count in tradeoff.counts[total.argmin(axis=1)]]
 
 

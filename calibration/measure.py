@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import DisaError
 from ..runtime.noise import PhiloxNoise
 from ..runtime.pipeline import Pipeline
@@ -11,12 +13,12 @@ from ..runtime.sampler import SamplerName
 from ..runtime.schedule import AnnealedSchedule, Schedule, Strategy
 from ..runtime.settings import ADAPTIVE_SAMPLERS
 from ..runtime.stats import Stats
-from .fit import AdaptivePoint, Tradeoff, adaptive_points, measure_tradeoff
+from .fit import AdaptivePoint, Doubles, Tradeoff, adaptive_points, measure_tradeoff
 from .observe import Candidates, Observation, Observer
 from .signals import Signals, measure_signals, tightness
 
 COUNTS = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50)
-TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def measure(
     precision: float,
     batch_size: int,
     base: Schedule | None = None,
+    carry: Doubles | None = None,
     seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Measurement:
@@ -57,6 +60,7 @@ def measure(
         many: steps of each AR iteration that stand for the exact distribution.
         precision: stop when `tightness` is not above this.
         base: steps that adaptive denoising chooses from; without it that is not measured.
+        carry: how far an error of each AR iteration carries over; alike without it.
         advance: called with the number of images after each batch.
 
     Raises:
@@ -91,10 +95,11 @@ def measure(
         drawn += size
         reached = tightness(batches)
         advance(size)
+    weights = np.ones(candidates.iterations) if carry is None else carry
     return Measurement(
         drawn,
         reached,
         measure_signals(batches, seed),
-        measure_tradeoff(batches, counts),
-        adaptive_points(batches, candidates.tolerances),
+        measure_tradeoff(batches, counts, weights),
+        adaptive_points(batches, candidates.tolerances, weights),
     )

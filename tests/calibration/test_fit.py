@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def tradeoff() -> Tradeoff:
     """Errors of difficulty / counts^2: the best counts are known."""
     error = DIFFICULTY[:, None] / COUNTS**2.0
     calls = TOKENS[:, None] * COUNTS.astype(float)
-    return Tradeoff(COUNTS, error, calls, 0.5 + 0.01 * calls, TOKENS)
+    return Tradeoff(COUNTS, error, calls, 0.5 + 0.01 * calls, TOKENS, np.ones(12))
 
 
 def test_steps_follow_the_difficulty(tradeoff: Tradeoff) -> None:
@@ -55,6 +57,21 @@ def test_error_is_a_mean_over_tokens(tradeoff: Tradeoff) -> None:
     assert error == pytest.approx((DIFFICULTY / 4 * TOKENS).sum() / TOKENS.sum())
     assert calls == 2 * TOKENS.sum()
     assert tradeoff.of([1000] * 12, "calls") == tradeoff.of([50] * 12, "calls")
+
+
+def test_errors_that_carry_over_weigh_more(tradeoff: Tradeoff) -> None:
+    carry = np.geomspace(8.0, 1.0, 12)
+    heavy = replace(tradeoff, carry=carry)
+    error, _ = heavy.of([2] * 12, "calls")
+    weights = carry * TOKENS / (carry * TOKENS).sum()
+    assert error == pytest.approx((DIFFICULTY / 4 * weights).sum())
+    budget = 12.0 * TOKENS.sum()
+    before, after = (fit_to_cost(each, budget, "calls") for each in (tradeoff, heavy))
+    assert after[0] > before[0]
+    assert after[-1] < before[-1]
+    # Equal slopes, each by its weight.
+    slopes = 2 * carry * DIFFICULTY / np.array(after) ** 3.0
+    assert slopes.max() / slopes.min() < 2.5
 
 
 def test_falling_is_the_nearest_that_falls() -> None:
