@@ -8,6 +8,7 @@ One guided image, one thread, PyTorch, CPU time: what else runs on the machine m
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def timed(hoisted: Hoisted) -> Record:
     }
 
 
+@cache
 def milliseconds(work: Callable[[], object]) -> float:
-    """The least CPU time of several runs, after one that does not count."""
+    """The least CPU time of several runs, after one that does not count; measured once."""
     work()
     times = []
     for _ in range(TRIES):
