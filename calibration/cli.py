@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from .. import __version__
 from ..cli import DisaCommand, progress_bar
+from ..engines.checked_json import any_object
 from ..engines.open import ENGINES
 from ..errors import DisaError
 from ..runtime.options import other_sampling_options
@@ -25,18 +27,30 @@ from ..runtime.schedule import (
 from .carry import measure_carry
 from .fit import Tradeoff, counts_of, fit_to_cost, fit_to_error
 from .measure import Measurement, measure
+from .record import measurement_content, read_measurement
 
 DEFAULT_NUM = 128
 MAX_BATCH = 32
 MIN_BATCH = 2
 CARRY_IMAGES = 32
+MADE = (
+    "made_by",
+    "plan",
+    "plan_sha256",
+    "engine",
+    "options",
+    "precision",
+    "reference_steps",
+    "seed",
+)
+"""What a schedule file says of its measurement."""
 
 
 @click.command(
     cls=DisaCommand,
     epilog="Examples:\n\n\b\n"
     "  disa-calibrate engines/mar_b.plan --num 256 -o mar_b.schedule.json\n"
-    "  disa-calibrate engines/mar_b.plan --match cost --cost time -o mar_b.schedule.json\n"
+    "  disa-calibrate engines/mar_b.plan --measured mar_b.schedule.json --match cost -o c.json\n"
     "  disa-run engines/mar_b.plan --schedule mar_b.schedule.json --num 64",
 )
 @click.argument("plan", type=click.Path(path_type=Path))
@@ -92,6 +106,12 @@ CARRY_IMAGES = 32
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The schedule [PLAN.schedule.json]."
 )
+@click.option(
+    "--measured",
+    "measured_before",
+    type=click.Path(path_type=Path),
+    help="A schedule file of an earlier run: fit again to what it measured.",
+)
 @click.option("--plot", is_flag=True, help="Also draw the measurement, as OUTPUT with .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def main(
@@ -109,6 +129,7 @@ def main(
     engine: str,
     threads: int | None,
     output: Path | None,
+    measured_before: Path | None,
     plot: bool,
     as_json: bool,
     **sampling: Any,
@@ -125,43 +146,83 @@ def main(
 
         require_matplotlib()
     pipe = Pipeline.from_plan(plan, engine, threads=threads)
-    settings = pipe.settings(**sampling)
     baseline = baseline_schedule(pipe, sampling)
-    if pipe.family.classes is None:
-        conditions: list[Any] = choose_prompts(pipe, num, prompts, prompt_file, ())
-    elif prompts or prompt_file:
-        raise DisaError(f"a {pipe.plan.manifest.family} model draws classes, not prompts")
+    if measured_before is None:
+        settings = pipe.settings(**sampling)
+        conditions = choose_conditions(pipe, num, prompts, prompt_file)
+        size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(settings)))
+        measured = draw_and_measure(
+            pipe, settings, conditions, baseline, size, reference_steps, precision, seed
+        )
+        made = about(pipe, settings) | {
+            "precision": precision,
+            "reference_steps": reference_steps,
+            "seed": seed,
+        }
     else:
-        conditions = take_in_turn(range(pipe.family.classes), num)
-    size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(settings)))
+        measured, made = read_again(measured_before, pipe)
+    steps = fit(measured.tradeoff, baseline, match, target, cost)
+    content = {
+        **schedule_content(FittedSchedule(tuple(steps))),
+        **made,
+        **found(measured, steps, baseline, cost),
+        **measurement_content(measured),
+    }
+    write_whole(path, (compact(content) + "\n").encode())
+    if plot:
+        from .plot import draw
+
+        draw(measured, steps, baseline, path.with_suffix(".png"))
+    click.echo(compact(content) if as_json else summary(content, path))
+
+
+def choose_conditions(
+    pipe: Pipeline, num: int, prompts: tuple[str, ...], prompt_file: Path | None
+) -> list[Any]:
+    """What each image is drawn of: the classes in turn, or the prompts."""
+    if pipe.family.classes is None:
+        return list(choose_prompts(pipe, num, prompts, prompt_file, ()))
+    if prompts or prompt_file:
+        raise DisaError(f"a {pipe.plan.manifest.family} model draws classes, not prompts")
+    return take_in_turn(range(pipe.family.classes), num)
+
+
+def draw_and_measure(
+    pipe: Pipeline,
+    settings: Any,
+    conditions: list[Any],
+    baseline: AnnealedSchedule,
+    batch_size: int,
+    reference_steps: int,
+    precision: float,
+    seed: int,
+) -> Measurement:
+    """Measure on one image for each condition at most, with progress bars."""
     few = conditions[:CARRY_IMAGES]
     with progress_bar(len(few), "how far errors carry over", "image") as advance:
-        carry = measure_carry(pipe, settings, few, size, seed, advance)
-    with progress_bar(num, f"at most {num} images", "image") as advance:
-        measured = measure(
+        carry = measure_carry(pipe, settings, few, batch_size, seed, advance)
+    with progress_bar(len(conditions), f"at most {len(conditions)} images", "image") as advance:
+        return measure(
             pipe,
             settings,
             conditions,
             many=reference_steps,
             precision=precision,
-            batch_size=size,
+            batch_size=batch_size,
             base=AnnealedSchedule(baseline.upper, baseline.lower),
             carry=carry,
             seed=seed,
             advance=advance,
         )
-    steps = fit(measured.tradeoff, baseline, match, target, cost)
-    content = describe(pipe, settings, measured, steps, baseline, cost) | {
-        "precision": precision,
-        "reference_steps": reference_steps,
-        "seed": seed,
-    }
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-    if plot:
-        from .plot import draw
 
-        draw(measured, steps, baseline, path.with_suffix(".png"))
-    click.echo(json.dumps(content, indent=1) if as_json else summary(content, path))
+
+def read_again(path: Path, pipe: Pipeline) -> tuple[Measurement, dict[str, Any]]:
+    """The measurement in a schedule file of the same plan, and what it says of itself."""
+    measured, root = read_measurement(path)
+    written = any_object(root)
+    if written.get("plan_sha256") != identify(pipe.plan):
+        raise DisaError(f"{path} was measured on another plan than {pipe.plan.path}")
+    return measured, {name: written[name] for name in MADE if name in written}
 
 
 def baseline_schedule(pipe: Pipeline, sampling: dict[str, Any]) -> AnnealedSchedule:
@@ -191,38 +252,39 @@ def fit(
     return steps
 
 
-def describe(
-    pipe: Pipeline,
-    settings: Any,
-    measured: Measurement,
-    steps: list[int],
-    baseline: AnnealedSchedule,
-    cost: str,
-) -> dict[str, Any]:
-    """The content of a schedule file."""
-    tradeoff = measured.tradeoff
-    of_baseline = counts_of(baseline, len(steps))
+def about(pipe: Pipeline, settings: Any) -> dict[str, Any]:
+    """What was measured, and how."""
     options = {
         name: value if isinstance(value, int | float) else str(value)
         for name, value in vars(settings).items()
-        if name != "schedule"
+        if name not in ("schedule", "tolerance")
     }
     return {
-        **schedule_content(FittedSchedule(tuple(steps))),
         "made_by": f"disa {__version__}",
         "plan": pipe.plan.manifest.name,
         "plan_sha256": identify(pipe.plan),
         "engine": pipe.engine,
         "options": options,
+    }
+
+
+def found(
+    measured: Measurement, steps: list[int], baseline: AnnealedSchedule, cost: str
+) -> dict[str, Any]:
+    """What the measurement says about the fitted steps and the baseline."""
+    tradeoff = measured.tradeoff
+    of_baseline = counts_of(baseline, len(steps))
+    return {
         "cost": cost,
         "fitted": predicted(tradeoff, steps),
         "baseline": {"schedule": str(baseline), **predicted(tradeoff, of_baseline)},
-        "adaptive": [vars(point) for point in measured.adaptive],
-        "carry": [round(float(value), 4) for value in tradeoff.carry],
-        "images": measured.images,
-        "tightness": measured.tightness,
-        "signals": measured.signals.to_json(),
     }
+
+
+def compact(content: dict[str, Any]) -> str:
+    """JSON in which lists of numbers take one line."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[\s+([-+.e\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
 
 
 def predicted(tradeoff: Tradeoff, steps: list[int]) -> dict[str, float]:
@@ -252,7 +314,7 @@ def summary(content: dict[str, Any], path: Path) -> str:
         mean = signal["mean"]
         shown = (mean[0], mean[len(mean) // 2], mean[-1])
         lines.append(f"  {name:<16}" + "".join(f"{value:9.4f}" for value in shown))
-    carry = content["carry"]
+    carry = content["tradeoff"]["carry"]
     shown = (carry[0], carry[len(carry) // 2], carry[-1])
     lines.append(f"  {'carry-over':<16}" + "".join(f"{value:9.4f}" for value in shown))
     for name in ("baseline", "fitted"):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -77,3 +78,51 @@ def test_a_plan_can_have_it_as_its_default(schedule: Path, pixel_pipeline: Pipel
 def test_a_schedule_and_steps_contradict(schedule: Path, pixel_pipeline: Pipeline) -> None:
     with pytest.raises(DisaError, match="leave out steps"):
         pixel_pipeline(1, schedule=schedule, steps="9:3")
+
+
+def test_another_fit_to_the_same_measurement(
+    schedule: Path, pixel_plan: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "again.json"
+    command = [str(pixel_plan), "--measured", str(schedule), "--engine", "cpu", "-o", str(path)]
+    result = CliRunner().invoke(main, [*command, "--plot"])
+    assert result.exit_code == 0, result.output
+    first, again = json.loads(schedule.read_text()), json.loads(path.read_text())
+    assert again["steps"] == first["steps"]
+    assert again["tradeoff"] == first["tradeoff"]
+    assert again["options"] == first["options"]
+    assert path.with_suffix(".png").exists()
+    result = CliRunner().invoke(main, [*command, "--match", "cost", "--cost", "time"])
+    assert result.exit_code == 0, result.output
+    fitted = json.loads(path.read_text())
+    assert fitted["fitted"]["seconds"] <= fitted["baseline"]["seconds"]
+    assert fitted["fitted"]["error"] <= first["fitted"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"plan_sha256": "0"}, "another plan"),
+        ({"tradeoff": {}}, "lacks"),
+        ({"tightness": "much"}, "should be a number"),
+        ({"tradeoff": {"tokens": [1, 2]}}, "a row for each AR iteration"),
+        ({"tradeoff": {"error": [[1.0], [1.0], [1.0]]}}, "a number for each step count"),
+        ({"tradeoff": {"carry": [0, 1, 1]}}, "positive"),
+        ({"signals": {"variance": {"mean": [1]}}}, "half_width"),
+    ],
+)
+def test_unusable_measurements(
+    change: dict[str, Any], words: str, schedule: Path, pixel_plan: Path, tmp_path: Path
+) -> None:
+    content = json.loads(schedule.read_text())
+    for name, value in change.items():
+        whole = isinstance(value, dict) and value
+        content[name] = {**content[name], **value} if whole else value
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(content))
+    path = tmp_path / "again.json"
+    command = [str(pixel_plan), "--measured", str(broken), "--engine", "cpu", "-o", str(path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert not path.exists()
