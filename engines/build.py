@@ -302,11 +302,21 @@ class _Job:
             self.targets, self.options.workspace, self.options.optimization_level
         )
         started = time.perf_counter()
-        with unpacked(self.plan, graph) as path:
-            source = builder.Source(
-                graph.name, path, self.precision, graph.inputs, graph.outputs, shapes
-            )
-            built = builder.build(self.flavour, source, options, timing, report)
+
+        def build(copied: bool) -> builder.Built:
+            with unpacked(self.plan, graph, copied) as path:
+                source = builder.Source(
+                    graph.name, path, self.precision, graph.inputs, graph.outputs, shapes
+                )
+                return builder.build(self.flavour, source, options, timing, report)
+
+        try:
+            built = build(copied=False)
+        except builder.UnreadableGraph:
+            if not graph.data:
+                raise
+            # A parser may refuse weights behind a link, as ONNX's own reader does.
+            built = build(copied=True)
         note = {"seconds": time.perf_counter() - started, "memory": dict(built.memory)}
         try:
             return self.cache.store(key, built.data, note), note
@@ -323,11 +333,11 @@ def _device_name() -> str:
 
 
 @contextmanager
-def unpacked(plan: Plan, graph: GraphInfo) -> Iterator[Path]:
+def unpacked(plan: Plan, graph: GraphInfo, copied: bool = False) -> Iterator[Path]:
     """The path of a graph's ONNX file while the block runs.
 
-    Its weights stay in the plan: the file names the plan itself, linked beside it, as the
-    place of its external data.
+    Its weights stay in the plan: the file names the plan itself, linked beside it (or a copy
+    of it, if `copied`), as the place of its external data.
     """
     linked = f"weights{plan.path.suffix}"
     locations = {
@@ -339,7 +349,8 @@ def unpacked(plan: Plan, graph: GraphInfo) -> Iterator[Path]:
         path = Path(folder) / "graph.onnx"
         try:
             if graph.data:
-                _link(plan.path.resolve(), Path(folder) / linked)
+                make = shutil.copyfile if copied else _link
+                make(plan.path.resolve(), Path(folder) / linked)
             path.write_bytes(model)
         except OSError as error:
             raise DisaError(

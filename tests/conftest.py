@@ -58,6 +58,16 @@ def golden_plan() -> ExportGolden:
 
 
 @pytest.fixture(scope="session")
+def demo_plan() -> ExportGolden:
+    """`demo_plan("fp16")` is the path of the demo model's plan."""
+
+    def make(precision: str = "fp32") -> Path:
+        return cached_plan(ROOT / "demo" / "fashion_mar.pth", "fashion", precision=precision)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def pixel_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model on 8x8 grey pixels, so that a plan with images is quick to make."""
     return ROOT / "tests" / "data" / "pixels.pth"

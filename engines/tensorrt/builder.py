@@ -19,6 +19,10 @@ _MEMORY = {
 }
 
 
+class UnreadableGraph(DisaError):
+    """TensorRT cannot read a graph: an operator that it does not know, or a file it refuses."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """How to build; the same for every graph of a plan."""
@@ -91,7 +95,7 @@ def build(
         network = flavour.create_network(builder)
         parser = trt.OnnxParser(network, logger_of(trt))
         if not parser.parse_from_file(str(source.path)):
-            raise DisaError(
+            raise UnreadableGraph(
                 f"{flavour} cannot read the graph {source.name}: {_parser_errors(parser, messages)}"
             )
         check_network(source, network)
@@ -155,9 +159,10 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if source.precision == "fp32":
+    tf32 = getattr(trt.BuilderFlag, "TF32", None)
+    if source.precision == "fp32" and tf32 is not None:
         # TF32 keeps 10 bits of the mantissa, as fp16 does: not what fp32 was asked for.
-        config.clear_flag(trt.BuilderFlag.TF32)
+        config.clear_flag(tf32)
     # Names of layers cost next to nothing, and the engine inspector lives on them.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 

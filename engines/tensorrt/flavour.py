@@ -68,8 +68,10 @@ class Flavour:
 
     def create_network(self, builder: Any) -> Any:
         """A strongly typed network: the precision is that of the ONNX graph."""
-        kind = self.trt.NetworkDefinitionCreationFlag
-        return builder.create_network(1 << int(kind.STRONGLY_TYPED))
+        kinds = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
+        # TensorRT 11 has no other networks, and takes the flag as long as it has it.
+        flag = getattr(kinds, "STRONGLY_TYPED", None)
+        return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def set_targets(self, config: Any, targets: Sequence[int]) -> int | None:
         """Build for these architectures. Returns the one that is refused, if one is.

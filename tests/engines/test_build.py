@@ -260,6 +260,27 @@ def test_weights_are_linked_and_copied_only_if_they_must_be(
     assert not folder.exists()
 
 
+def test_weights_are_copied_for_a_parser_that_follows_no_links(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def build(chosen: object, source: builder.Source, *rest: object) -> builder.Built:
+        links = [path for path in source.path.parent.iterdir() if path.is_symlink()]
+        read.append((source.name, bool(links)))
+        if links or source.name == "odd":
+            raise builder.UnreadableGraph("no link is followed")
+        return builder.Built(b"engine", {})
+
+    monkeypatch.setattr(builder, "build", build)
+    with Plan.open(plan) as opened:
+        built = build_engines(opened, EngineOptions("tensorrt-rtx", (89,)))
+        with_weights = [name for name, graph in opened.manifest.graphs.items() if graph.data]
+    assert len(built) == len(opened.manifest.graphs)
+    assert [name for name, linked in read if linked] == with_weights
+    assert [name for name, linked in read if not linked] == list(opened.manifest.graphs)
+
+
 def test_no_room_to_unpack_is_told(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -80,6 +80,24 @@ def test_targets_that_are_refused_are_named() -> None:
     assert fake_flavour(FakeDevice(), rtx=False).set_targets(object(), (80,)) is None
 
 
+def with_flags(**flags: int) -> types.SimpleNamespace:
+    return types.SimpleNamespace(NetworkDefinitionCreationFlag=types.SimpleNamespace(**flags))
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (tensorrt_rtx, 1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)),
+        (with_flags(STRONGLY_TYPED=1), 2),
+        (with_flags(), 0),
+        (types.SimpleNamespace(), 0),
+    ],
+)
+def test_networks_are_strongly_typed_with_the_flag_and_without(module: object, flags: int) -> None:
+    builder = types.SimpleNamespace(create_network=lambda given: given)
+    assert Flavour("tensorrt", "11.4", module).create_network(builder) == flags
+
+
 def test_memory_has_two_names() -> None:
     made = fake_flavour(FakeDevice(), rtx=False)
     assert made.memory_size(types.SimpleNamespace(device_memory_size=5)) == 5

@@ -61,3 +61,13 @@ def test_golden_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_plan(golden_plan(name, precision=precision), tmp_path / "with.plan", monkeypatch)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_demo_model(
+    precision: str,
+    demo_plan: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_plan(demo_plan(precision), tmp_path / "with.plan", monkeypatch)
