@@ -238,12 +238,15 @@ def fit(
     tradeoff: Tradeoff, baseline: AnnealedSchedule, match: str, target: float | None, cost: str
 ) -> list[int]:
     """The fitted steps; DisaError if no measured count is good enough for `target`."""
-    error, price = tradeoff.of(counts_of(baseline, len(tradeoff.tokens)), cost)
+    before = counts_of(baseline, len(tradeoff.tokens))
+    error, price = tradeoff.of(before, cost)
     if target is None and match == "cost":
-        return fit_to_cost(tradeoff, price, cost)
-    wanted = error if target is None else target
-    steps = fit_to_error(tradeoff, wanted, cost)
-    reached = tradeoff.of(steps, cost)[0]
+        steps = fit_to_cost(tradeoff, price, cost)
+        return steps if tradeoff.of(steps, cost)[0] <= error else before
+    steps = fit_to_error(tradeoff, error if target is None else target, cost)
+    reached, fitted_price = tradeoff.of(steps, cost)
+    if target is None and (fitted_price > price or reached > error):
+        return before
     if target is not None and reached > target:
         raise DisaError(
             f"an error of {target:g} is not reached: {tradeoff.counts[-1]} steps in every "

@@ -158,7 +158,8 @@ def fit_to_error(tradeoff: Tradeoff, error: float, kind: str) -> list[int]:
             best, low = steps, price
         else:
             high = price
-    return best
+    contribution = tradeoff.error * tradeoff.share[:, None]
+    return _improved(tradeoff, best, tradeoff.cost(kind), contribution, error)
 
 
 def fit_to_cost(tradeoff: Tradeoff, cost: float, kind: str) -> list[int]:
@@ -172,7 +173,33 @@ def fit_to_cost(tradeoff: Tradeoff, cost: float, kind: str) -> list[int]:
             best, high = steps, price
         else:
             low = price
-    return best
+    contribution = tradeoff.error * tradeoff.share[:, None]
+    return _improved(tradeoff, best, contribution, tradeoff.cost(kind), cost)
+
+
+def _improved(
+    tradeoff: Tradeoff, steps: list[int], gained: Doubles, paid: Doubles, limit: float
+) -> list[int]:
+    """`steps` with a smaller sum of `gained`, as far as the sum of `paid` stays within `limit`.
+
+    One price finds only steps on the convex hull of cost and error. Where few step counts are
+    possible its corners lie far apart, and what is left of the limit is spent here, each time
+    on the change that gains the most for what it takes.
+
+    Args:
+        gained, paid: for each AR iteration and count, [iterations, counts].
+    """
+    column = np.array(steps) - tradeoff.counts[0]
+    rows = np.arange(len(column))
+    while True:
+        gain = gained[rows, column][:, None] - gained
+        price = paid - paid[rows, column][:, None]
+        possible = (gain > TINY) & (paid[rows, column].sum() + price <= limit)
+        if not possible.any():
+            return [int(count) for count in tradeoff.counts[column]]
+        value = np.where(possible, gain / np.maximum(price, TINY), -1.0)
+        row, count = np.unravel_index(value.argmax(), value.shape)
+        column[row] = count
 
 
 def counts_of(schedule: Schedule, iterations: int) -> list[int]:

@@ -47,6 +47,17 @@ def test_the_same_error_for_less(tradeoff: Tradeoff) -> None:
         assert tradeoff.of(steps, kind)[1] < cost
 
 
+def test_what_one_price_leaves_is_spent() -> None:
+    """Two counts are far apart: no price makes one iteration take the other of them."""
+    error = np.array([[1.0, 0.1], [1.0, 0.1], [1.0, 0.1]])
+    calls = np.array([[1.0, 5.0]] * 3)
+    two = Tradeoff(np.array([2, 3]), error, calls, calls, np.ones(3, np.int64), np.ones(3))
+    assert sorted(fit_to_cost(two, 11.9, "calls")) == [2, 3, 3]
+    assert sorted(fit_to_error(two, 0.5, "calls")) == [2, 3, 3]
+    assert fit_to_cost(two, 15, "calls") == fit_to_error(two, 0.1001, "calls") == [3, 3, 3]
+    assert fit_to_cost(two, 3, "calls") == fit_to_error(two, 1, "calls") == [2, 2, 2]
+
+
 def test_what_cannot_be_reached(tradeoff: Tradeoff) -> None:
     assert fit_to_error(tradeoff, 0.0, "calls") == [50] * 12
     assert fit_to_cost(tradeoff, 0.0, "calls") == [2] * 12
