@@ -107,7 +107,7 @@ class Work:
             if known.exists():
                 machine = Machine(**json.loads(known.read_text()))
                 floor = floor_of(size, batch, ITERATIONS.get(size, 64), machine)
-                self.report("floor", f"floor: {floor}", engine=engine, **floor)
+                self.report("floor", f"floor: {floor}", **floor)
             self.attempt(
                 f"{size}, batch {batch}, {engine}",
                 lambda b=batch: self._speed(speed.measure(b, ITERATIONS.get(size, 64))),  # type: ignore[misc]

@@ -174,7 +174,7 @@ class Eager:
             # A whole image takes many seconds this way: a few of its iterations warm up as well.
             image, runs = self.clock.seconds(
                 lambda: self._image(batch, tables),
-                most=2,
+                most=1,
                 warm=lambda: self._image(batch, tables[:: max(1, len(tables) // 4)]),
             )
             head, _ = self.clock.seconds(lambda: self._sample(z, table, rows))

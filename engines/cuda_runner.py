@@ -229,8 +229,9 @@ class CudaRunner:
         state: Mapping[str, Array],
     ) -> dict[str, Array]:
         """See `Session.iterate`."""
-        placed = [self._placed(arrays) for arrays in (constants, per_step, state)]
-        return self.loop.run(carry, *placed, steps)
+        return self.loop.run(
+            carry, self._placed(constants), self._placed(per_step), self._placed(state), steps
+        )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """See `Session.empty`."""

@@ -38,8 +38,11 @@ class Session(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    description: str
-    """What really runs, such as "ONNX Runtime 1.32.0 CPUExecutionProvider fp32"."""
+
+    @property
+    def description(self) -> str:
+        """What really runs, such as "ONNX Runtime 1.32.0 CPUExecutionProvider fp32"."""
+        ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Raises DisaError if an input does not fit the graph."""
