@@ -43,9 +43,9 @@ def select(
     """Leave out as few products as it takes to keep the graph's error within the tolerance.
 
     If all together are within it, nothing else is measured. Otherwise each product is
-    quantised alone, and those with the largest effect for their size go first: rounding
-    errors of different products are independent, so their squares add up, and size is what
-    quantising a product saves.
+    quantised alone. Those that are beyond the tolerance alone go first, then those with the
+    largest effect for their size: rounding errors of different products are independent, so
+    their squares add up, and size is what quantising a product saves.
 
     Args:
         measure_alone: a cheaper measure for single products.
@@ -58,7 +58,13 @@ def select(
     for product in products:
         effects[product.node] = (measure_alone or measure)([product])
         advance(1)
-    ordered = sorted(products, key=lambda p: effects[p.node] ** 2 / p.size, reverse=True)
+
+
+    def urgency(product: Product) -> tuple[bool, float]:
+        effect = effects[product.node]
+        return effect > tolerance, effect**2 / product.size
+
+    ordered = sorted(products, key=urgency, reverse=True)
     squares = np.array([effects[product.node] ** 2 for product in ordered])
     # What remains after leaving out the first 0, 1, 2, ... of them, scaled to what was measured.
     remaining = np.append(squares[::-1].cumsum()[::-1], 0.0)

@@ -96,22 +96,20 @@ def insert_quantization(
     graph = result.graph
     by_node = {product.node: product for product in chosen}
     nodes: list[Any] = []
-    written: set[str] = set()
     for node in graph.node:
         product = by_node.get(node.name)
         if product is None:
             nodes.append(node)
             continue
-        for name, make in (
-            (product.activation, _activation_nodes),
-            (product.weight, _matrix_nodes),
-        ):
-            if name not in written:
-                written.add(name)
-                made, initializers = make(name, scales, matrices, matrix_scales, form)
-                nodes.extend(made)
-                graph.initializer.extend(initializers)
-        nodes.extend(_product_nodes(node, product))
+        left, right = _Operand(f"{product.node}.left"), _Operand(f"{product.node}.right")
+        matrix = matrices[product.weight]
+        graph.initializer.extend(left.parameters(np.float32(scales[product.activation]), form))
+        graph.initializer.extend(right.parameters(matrix_scales[product.weight], form))
+        nodes.append(left.quantize(product.activation))
+        nodes.append(left.dequantize(left.quantized))
+        nodes.append(right.dequantize(matrix.name, axis=1))
+        nodes.extend(_product_nodes(node, product, left, right))
+    graph.initializer.extend({matrices[p.weight].name: matrices[p.weight] for p in chosen}.values())
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
@@ -119,63 +117,55 @@ def insert_quantization(
     return result
 
 
-def _activation_nodes(
-    name: str,
-    scales: Mapping[str, float],
-    _matrices: Mapping[str, Any],
-    _matrix_scales: Mapping[str, Floats],
-    form: Format,
-) -> tuple[list[Any], list[Any]]:
-    from onnx import helper
+@dataclass(frozen=True)
+class _Operand:
+    """Names and nodes of one side of a quantised product.
 
-    parameters = [f"{name}.scale", f"{name}.zero"]
-    initializers = [
-        _scale(parameters[0], np.float32(scales[name])),
-        _zeros(parameters[1], (), form),
-    ]
-    quantize = helper.make_node(
-        "QuantizeLinear", [name, *parameters], [f"{name}.quantized"], f"{name}.quantize"
-    )
-    widen = helper.make_node(
-        "DequantizeLinear",
-        [f"{name}.quantized", *parameters],
-        [f"{name}.rounded"],
-        f"{name}.dequantize",
-    )
-    return [quantize, widen], initializers
+    Each product has its own, also where several multiply the same tensor: ONNX Runtime fuses
+    no product whose quantised operand another one uses too.
+    """
 
+    name: str
 
-def _matrix_nodes(
-    name: str,
-    _scales: Mapping[str, float],
-    matrices: Mapping[str, Any],
-    matrix_scales: Mapping[str, Floats],
-    form: Format,
-) -> tuple[list[Any], list[Any]]:
-    from onnx import helper
+    @property
+    def quantized(self) -> str:
+        return f"{self.name}.quantized"
 
-    by_channel = matrix_scales[name]
-    parameters = [f"{name}.scale", f"{name}.zero"]
-    initializers = [
-        matrices[name],
-        _scale(parameters[0], by_channel),
-        _zeros(parameters[1], by_channel.shape, form),
-    ]
-    widen = helper.make_node(
-        "DequantizeLinear",
-        [matrices[name].name, *parameters],
-        [f"{name}.rounded"],
-        f"{name}.dequantize",
-        axis=1,
-    )
-    return [widen], initializers
+    @property
+    def rounded(self) -> str:
+        return f"{self.name}.rounded"
+
+    def parameters(self, scale: Any, form: Format) -> list[Any]:
+        """Scale and zero point."""
+        from onnx import TensorProto, numpy_helper
+
+        scales = np.asarray(scale, np.float32)
+        zeros = TensorProto(
+            name=f"{self.name}.zero",
+            data_type=form.onnx_type,
+            dims=scales.shape,
+            raw_data=bytes(scales.size),
+        )
+        return [numpy_helper.from_array(scales, f"{self.name}.scale"), zeros]
+
+    def quantize(self, source: str) -> Any:
+        return self._node("QuantizeLinear", source, self.quantized)
+
+    def dequantize(self, source: str, **attributes: int) -> Any:
+        return self._node("DequantizeLinear", source, self.rounded, **attributes)
+
+    def _node(self, kind: str, source: str, result: str, **attributes: int) -> Any:
+        from onnx import helper
+
+        inputs = [source, f"{self.name}.scale", f"{self.name}.zero"]
+        return helper.make_node(kind, inputs, [result], f"{result}.{kind}", **attributes)
 
 
-def _product_nodes(node: Any, product: Product) -> list[Any]:
+def _product_nodes(node: Any, product: Product, left: _Operand, right: _Operand) -> list[Any]:
     """The product on rounded operands. A Gemm is split: with an fp32 bias no engine fuses it."""
     from onnx import helper
 
-    operands = [f"{product.activation}.rounded", f"{product.weight}.rounded"]
+    operands = [left.rounded, right.rounded]
     if not product.bias:
         return [helper.make_node("MatMul", operands, list(node.output), node.name)]
     whole = f"{node.output[0]}.product"
@@ -183,23 +173,6 @@ def _product_nodes(node: Any, product: Product) -> list[Any]:
         helper.make_node("MatMul", operands, [whole], node.name),
         helper.make_node("Add", [whole, product.bias], list(node.output), f"{node.name}.bias"),
     ]
-
-
-def _scale(name: str, values: Any) -> Any:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(np.asarray(values, np.float32), name)
-
-
-def _zeros(name: str, shape: tuple[int, ...], form: Format) -> Any:
-    from onnx import TensorProto
-
-    return TensorProto(
-        name=name,
-        data_type=form.onnx_type,
-        dims=shape,
-        raw_data=bytes(int(np.prod(shape, dtype=np.int64))),
-    )
 
 
 def _remove_unused(graph: Any) -> None:

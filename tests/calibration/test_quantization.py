@@ -1,0 +1,140 @@
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from disa.calibration import quantization
+from disa.calibration.quantization import QuantizeOptions, quantize
+from disa.engines.onnxruntime import OnnxRuntimeSession
+from disa.engines.plan import Plan
+from disa.errors import DisaError
+from disa.exporter.plan_graph import PlanGraph
+from disa.exporter.quantize import Format
+from disa.runtime.pipeline import Pipeline
+
+Plans = Callable[..., Path]
+QUICK = QuantizeOptions(images=2, threads=1)
+
+
+@pytest.fixture(scope="module", params=list(Format))
+def form(request: pytest.FixtureRequest) -> Format:
+    return Format(request.param)
+
+
+@pytest.fixture(scope="module")
+def made(
+    form: Format, golden_plan: Plans, tmp_path_factory: pytest.TempPathFactory
+) -> quantization.Quantized:
+    path = tmp_path_factory.mktemp("quantized") / f"mar.{form}.plan"
+    return quantize(golden_plan("mar"), path, replace(QUICK, form=form, tolerance=0.1))
+
+
+def optimised(plan: Plan, graph: str, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime really runs for a graph."""
+    opened = PlanGraph(plan, plan.graph(graph), folder)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    key = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(key, str(folder))
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        opened.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    model = onnx.load(folder / "optimised.onnx", load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def test_a_golden_plan_stays_close(
+    form: Format, made: quantization.Quantized, golden_plan: Plans
+) -> None:
+    assert {graph.name for graph in made.graphs} == {"backbone", "head"}
+    limit = {Format.INT8: 0.03, Format.FP8: 0.08}[form]
+    for graph in made.graphs:
+        assert not graph.selection.left_out
+        assert 1e-4 < graph.selection.error < limit
+    assert made.token_error is not None
+    assert 1e-4 < made.token_error < limit
+    options: dict[str, Any] = {"num_iterations": 4, "steps": "4:2", "seed": 3}
+    exact = Pipeline.from_plan(golden_plan("mar"), "cpu")([1, 2], **options).latents
+    rounded = Pipeline.from_plan(made.path, "cpu")([1, 2], **options).latents
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 1e-4 < error < 5 * limit
+
+
+def test_the_plan_says_what_it_is(form: Format, made: quantization.Quantized) -> None:
+    with Plan.open(made.path) as plan:
+        plan.check()
+        manifest = plan.manifest
+        assert manifest.precision == form.value
+        assert manifest.precision_of("head") == form.value
+        assert manifest.precision_of("timestep") == manifest.precision_of("decoder") == "fp32"
+        about = manifest.raw["quantization"]
+        assert about["rest"] == "fp32"
+        assert about["token_error"] == made.token_error
+        assert about["graphs"]["head"]["left_out"] == []
+        assert OnnxRuntimeSession(plan, "head").description.endswith(f"Provider {form}")
+        assert OnnxRuntimeSession(plan, "timestep").description.endswith("Provider fp32")
+    assert "CPUExecutionProvider fp32; " in Pipeline.from_plan(made.path, "cpu").engine
+
+
+def test_weights_are_external_and_small(
+    form: Format, made: quantization.Quantized, golden_plan: Plans, tmp_path: Path
+) -> None:
+    del form
+    with Plan.open(made.path) as plan, Plan.open(golden_plan("mar")) as full:
+        for name in ("backbone", "head"):
+            graph, whole = plan.graph(name), full.graph(name)
+            size = sum(plan.manifest.members[member].size for member in graph.data)
+            assert size < 0.5 * sum(full.manifest.members[m].size for m in whole.data)
+            opened = PlanGraph(plan, graph, tmp_path)
+            inside = [t for t in opened.model.graph.initializer if not t.external_data]
+            assert max(len(tensor.raw_data) for tensor in inside) < 8192
+
+
+def test_int8_products_run_on_integer_kernels(golden_plan: Plans, tmp_path: Path) -> None:
+    """FlowAR's gated MLP and modulations multiply one tensor by several matrices."""
+    for name in ("mar", "flowar_s"):
+        made = quantize(golden_plan(name), tmp_path / f"{name}.plan", replace(QUICK, check=False))
+        for graph in made.graphs:
+            folder = tmp_path / f"{name}-{graph.name}"
+            folder.mkdir()
+            with Plan.open(made.path) as plan:
+                found = optimised(plan, graph.name, folder)
+            assert found["MatMulIntegerToFloat"] == len(graph.selection.chosen)
+            assert found["DequantizeLinear"] == 0
+
+
+def test_sensitive_products_are_left_out(golden_plan: Plans, tmp_path: Path) -> None:
+    source = golden_plan("mar")
+    strict = quantize(source, tmp_path / "strict.plan", replace(QUICK, tolerance=0.008))
+    for graph in strict.graphs:
+        selection = graph.selection
+        assert selection.left_out
+        assert selection.chosen
+        assert selection.error <= 0.008 < selection.error_of_all
+    with Plan.open(tmp_path / "strict.plan") as plan:
+        left_out = plan.manifest.quantized["head"]["left_out"]
+        assert left_out == [p.node for p in strict.graphs[1].selection.left_out]
+        opened = PlanGraph(plan, plan.graph("head"), tmp_path)
+        assert {p.node for p in opened.products} == set(left_out)
+
+
+def test_too_large_a_difference_is_refused(golden_plan: Plans, tmp_path: Path) -> None:
+    output = tmp_path / "bad.plan"
+    with pytest.raises(DisaError, match=r"differ from those in fp32 by 0\.\d+ standard deviations"):
+        quantize(golden_plan("mar"), output, replace(QUICK, token_tolerance=1e-3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_fp32_plans_are_taken(golden_plan: Plans, tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="is in fp16: quantise an fp32 plan"):
+        quantize(golden_plan("mar_patch2", "fp16"), tmp_path / "x.plan", QUICK)
+    with pytest.raises(DisaError, match="draws prompts: give some with --prompt"):
+        quantize(golden_plan("harmon"), tmp_path / "x.plan", QUICK)
+    assert not list(tmp_path.iterdir())
