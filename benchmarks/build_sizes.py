@@ -37,6 +37,7 @@ def measure(size: str, precision: str, options: EngineOptions, folder: Path) -> 
         "size": size,
         "precision": precision,
         "built_with": version,
+        "load_average": round(os.getloadavg()[0], 1),
         "architectures": list(built[0].info.architectures),
         "export_seconds": round(exported, 1),
         "build_seconds": round(sum(engine.seconds for engine in built), 1),
@@ -69,16 +70,16 @@ def main(sizes: str, precision: str, output: Path | None, **engine: Any) -> None
     options = EngineOptions.from_command(**engine)
     if options is None:
         raise click.UsageError("onnxruntime builds no engines: choose another --engine")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "builds": rows}
     for size in sizes.split(","):
         # A folder of its own as the cache too: what is measured is a build.
         with tempfile.TemporaryDirectory() as folder:
             os.environ["DISA_CACHE"] = folder
             rows.append(measure(size, precision, options, Path(folder)))
             click.echo(json.dumps(rows[-1], indent=1))
-    result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "builds": rows}
-    if output:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        if output:
+            output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
