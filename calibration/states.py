@@ -136,8 +136,9 @@ class KeepingSession(CountingSession):
         results = {name: np.array(outputs[name]) for name in carry}
         self.results.extend(results.values())
         if kept:
-            given = (_copies(arrays) for arrays in (constants, per_step, state))
-            self.states.append(Loop(dict(carry), *given, results))
+            self.states.append(
+                Loop(dict(carry), _copies(constants), _copies(per_step), _copies(state), results)
+            )
         return outputs
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import DisaError, MissingDependency
 from .cpu import physical_cores
-from .cuda_runner import CudaRunner, loops
+from .cuda_runner import CudaRunner, loops, uncapturable
+from .manifest import QUANTIZED
 from .onnx_file import Extent, relocate
 from .plan import Plan
 from .providers import PROVIDERS, Provider, check_provider
@@ -57,7 +58,7 @@ class OnnxRuntimeSession:
         self._runner = self._new_runner(graph, provider, refused)
         self._description = (
             f"ONNX Runtime {self._runtime.__version__} {provider.name} "
-            f"{provider.precision or self._precision}"
+            f"{_computed_in(self._precision, provider.precision)}"
             f"{check_provider(provider, self._session)}"
         )
 
@@ -106,7 +107,7 @@ class OnnxRuntimeSession:
         if provider.capturing and cuda_graphs and loops(self.inputs, self.outputs):
             try:
                 self._session = self._load(plan, graph, options, provider.capturing)
-                return ""
+                return uncapturable(self._session)
             except DisaError as error:
                 refused = str(error)
         self._session = self._load(plan, graph, options, provider.arguments)
@@ -193,6 +194,13 @@ def exact_quantization(precision: str) -> dict[str, str]:
     fp32. Fusing that would ask for kernels that do not exist.
     """
     return {"session.disable_quant_qdq": "1"} if precision == "fp8" else {}
+
+
+def _computed_in(graph: str, provider: str | None) -> str:
+    """The precision of a graph's products, given what the provider would choose for them."""
+    if graph in QUANTIZED:
+        return f"{graph}, the rest in {provider or 'fp32'}"
+    return provider or graph
 
 
 def _options(runtime: ModuleType, threads: int, prepack: bool, precision: str) -> Any:

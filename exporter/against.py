@@ -17,7 +17,6 @@ from .check import TOLERANCES, references, relative_error
 from .checkpoint import load_config, open_checkpoint
 from .families import find_family
 from .graph import Arrays, Graph, Shape
-from .precision import Precision
 from .vae import KLDecoder, open_vae
 
 
@@ -43,7 +42,7 @@ def compare_with_checkpoint(
     vae: Path | None = None,
     config: Path | None = None,
     engine: str = "cpu",
-) -> tuple[Precision, list[Comparison]]:
+) -> tuple[str, list[Comparison]]:
     """Run every graph of a plan at several batch sizes beside the checkpoint's fp32 module.
 
     Args:
@@ -74,7 +73,7 @@ def compare_with_checkpoint(
                 precision="fp32" if plan.manifest.precision == "fp32" else None,
             )
             found += compare_graph(graph, session)
-        return Precision(plan.manifest.precision), found
+        return plan.manifest.precision, found
 
 
 def compare_graph(graph: Graph, session: Session) -> list[Comparison]:
@@ -121,7 +120,7 @@ def _open_decoder(plan: Plan, vae: Path | None) -> KLDecoder | None:
 
 
 def report(
-    precision: Precision, found: list[Comparison], tolerance: float | None, as_json: bool
+    precision: str, found: list[Comparison], tolerance: float | None, as_json: bool
 ) -> None:
     """Print the comparisons; DisaError if one is beyond the tolerance."""
     allowed = TOLERANCES[precision] if tolerance is None else tolerance

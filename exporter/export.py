@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..engines.manifest import QUANTIZED
 from ..engines.plan import PlanWriter
 from ..engines.session import TensorSpec
 from ..errors import DisaError
@@ -77,6 +78,8 @@ def export(
         DisaError: bad input, a graph beyond the tolerance, or a plan that cannot be written.
             Nothing is left behind then.
     """
+    if precision in QUANTIZED:
+        raise DisaError(f"{precision} needs calibration: export in fp32, and quantise that plan")
     precision = Precision(precision)
     source = Path(checkpoint)
     path = Path(output) if output else Path("engines") / f"{source.stem}.plan"

@@ -167,5 +167,5 @@ def _copy(folder: Path, tensor: Any, target: BinaryIO, name: str) -> None:
     location, offset, length = _place(tensor)
     target.write(bytes(-target.tell() % ALIGNMENT))
     start = target.tell()
-    target.write(memoryview(np.memmap(folder / location, np.uint8, "r", offset, (length,))))
+    np.memmap(folder / location, np.uint8, "r", offset, (length,)).tofile(target)
     _refer(tensor, name, start, length)

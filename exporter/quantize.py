@@ -151,10 +151,10 @@ class _Operand:
     def quantize(self, source: str) -> Any:
         return self._node("QuantizeLinear", source, self.quantized)
 
-    def dequantize(self, source: str, **attributes: int) -> Any:
+    def dequantize(self, source: str, **attributes: Any) -> Any:
         return self._node("DequantizeLinear", source, self.rounded, **attributes)
 
-    def _node(self, kind: str, source: str, result: str, **attributes: int) -> Any:
+    def _node(self, kind: str, source: str, result: str, **attributes: Any) -> Any:
         from onnx import helper
 
         inputs = [source, f"{self.name}.scale", f"{self.name}.zero"]

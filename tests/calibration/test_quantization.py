@@ -78,7 +78,9 @@ def test_the_plan_says_what_it_is(form: Format, made: quantization.Quantized) ->
         assert about["rest"] == "fp32"
         assert about["token_error"] == made.token_error
         assert about["graphs"]["head"]["left_out"] == []
-        assert OnnxRuntimeSession(plan, "head").description.endswith(f"Provider {form}")
+        assert OnnxRuntimeSession(plan, "head").description.endswith(
+            f"Provider {form}, the rest in fp32"
+        )
         assert OnnxRuntimeSession(plan, "timestep").description.endswith("Provider fp32")
     assert "CPUExecutionProvider fp32; " in Pipeline.from_plan(made.path, "cpu").engine
 

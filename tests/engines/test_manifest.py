@@ -262,3 +262,19 @@ def test_any_value_anywhere_is_taken_or_named(path: tuple[Any, ...], value: Any)
 @given(JSON)
 def test_any_json_is_taken_or_named(item: Any) -> None:
     assert taken_or_named(item)
+
+
+def test_graphs_that_quantisation_left_alone_are_in_fp32() -> None:
+    def manifest(precision: str, quantization: Any) -> Manifest:
+        raw = {**content(), "precision": precision, "quantization": quantization}
+        return parse_manifest(json.dumps(raw).encode())
+
+    quantized = manifest("int8", {"graphs": {"head": {"products": 3}}})
+    assert quantized.precision_of("head") == "int8"
+    assert quantized.precision_of("decoder") == "fp32"
+    assert quantized.quantized["head"] == {"products": 3}
+    plain = parse_manifest(json.dumps({**content(), "precision": "fp16"}).encode())
+    assert plain.precision_of("decoder") == "fp16"
+    for wrong in ({"graphs": []}, {"graphs": {"head": 3}}, {}, 7):
+        with pytest.raises(JSONError):
+            manifest("int8", wrong)
