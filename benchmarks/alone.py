@@ -21,6 +21,7 @@ class Alone(Generic[T]):
 
     Attributes:
         seconds: wall time of the call, without the start of the process.
+        cpu_seconds: of all its threads.
         peak_memory: the most that the process had resident at once in bytes, mapped files
             included; None where the system does not tell.
         own_memory: what of it remained at the end of the call and is in no file, in bytes.
@@ -28,6 +29,7 @@ class Alone(Generic[T]):
 
     result: T
     seconds: float
+    cpu_seconds: float
     peak_memory: int | None
     own_memory: int | None
 
@@ -49,10 +51,10 @@ def run_alone(function: Callable[..., T], *arguments: Any) -> Alone[T]:
 
 
 def _measured(function: Callable[..., T], *arguments: Any) -> Alone[T]:
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     result = function(*arguments)
-    seconds = time.perf_counter() - start
-    return Alone(result, seconds, peak_memory(), own_memory())
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Alone(result, seconds, cpu_seconds, peak_memory(), own_memory())
 
 
 def own_memory() -> int | None:

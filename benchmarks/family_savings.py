@@ -73,9 +73,10 @@ def main(only: str | None, output: Path | None) -> None:
         entries = read_entries(output, KIND)
     torch.set_num_threads(1)
     for model in chosen:
+        entries[model] = moment()
         with torch.no_grad():
             found = [timed(hoisted) for hoisted in MODELS[model](official_config(model))]
-        entries[model] = {**moment(), "hoisted": found}
+        entries[model]["hoisted"] = found
         click.echo(table(HEADINGS, hoisted_rows({model: entries[model]})))
         if output:
             write_entries(output, KIND, entries, list(MODELS))
@@ -262,7 +263,7 @@ def _share(found: Mapping[str, Any]) -> str:
     if found["turn"] is None:
         return "-"
     inside = found["turns"] * (found["turn"] + found["each"])
-    return f"{(found['turns'] * found['each'] - found['once']) / inside:.0%}"
+    return f"{(found['turns'] * found['each'] - found['once']) / inside:.1%}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import click
 
 from disa.cli import DisaCommand
 from disa.errors import DisaError
+from disa.exporter.random_weights import SIZES
 from disa.runtime.bench_report import write_text
 
 from . import family_costs, family_savings, official_sizes
@@ -35,6 +36,7 @@ class Section:
         text: what stands before the table.
         rows: the cells of the record's entries under `headings`.
         when: the date and the load of an entry.
+        known: names that an entry can have.
         left: columns of words, which are aligned to the left.
     """
 
@@ -44,6 +46,7 @@ class Section:
     headings: Sequence[str]
     rows: Callable[[Mapping[str, Entry]], list[list[str]]]
     when: Callable[[Entry], tuple[str, float]]
+    known: Sequence[str]
     left: int = 1
 
 
@@ -69,6 +72,7 @@ SECTIONS = (
         family_costs.HEADINGS,
         family_costs.cost_rows,
         bench_moment,
+        tuple(family_costs.COMPARED),
         left=2,
     ),
     Section(
@@ -76,11 +80,13 @@ SECTIONS = (
         family_savings.KIND,
         "What does not change inside a loop is computed before it. The table says what it would "
         "cost at every turn, what it costs once, and what a turn costs without it; the share is of "
-        "the loop with the work inside. One guided image, one thread, PyTorch, milliseconds of CPU "
-        "time.",
+        "the loop with the work inside. The original code, too, keeps the keys and values of what "
+        "is finished (xAR's clusters, Harmon's prompt); the rest it computes at every step. One "
+        "guided image, one thread, PyTorch, milliseconds of CPU time.",
         family_savings.HEADINGS,
         family_savings.hoisted_rows,
         entry_moment,
+        tuple(family_savings.MODELS),
         left=3,
     ),
     Section(
@@ -94,6 +100,7 @@ SECTIONS = (
         official_sizes.HEADINGS,
         official_sizes.size_rows,
         entry_moment,
+        tuple(SIZES),
         left=2,
     ),
 )
@@ -128,13 +135,15 @@ def section_parts(section: Section, results: Path) -> list[str]:
     if not record or not record["entries"]:
         return []
     entries = record["entries"]
-    return [
+    missing = [name for name in section.known if name not in entries]
+    parts = [
         f"## {section.title}",
         f"    python -m benchmarks.{section.kind} -o benchmarks/results/{section.kind}.json",
         section.text,
         machine_of(record, [section.when(entry) for entry in entries.values()]),
         markdown(section.headings, section.rows(entries), section.left),
     ]
+    return [*parts, f"Not measured: {', '.join(missing)}."] if missing else parts
 
 
 def machine_of(record: Entry, moments: Sequence[tuple[str, float]]) -> str:

@@ -46,7 +46,7 @@ SHORT: Mapping[str, dict[str, Any]] = {
 """Sampling options of the short run; the guidance is the plan's."""
 PROMPT = "a dog on the left and a cat on the right"
 HEADINGS = (
-    *("size", "precision", "million weights", "plan GB", "export s", "export GiB"),
+    *("size", "precision", "million weights", "plan GB", "export s", "CPU s", "export GiB"),
     *("differs by", "load s", "run s", "run GiB", "head calls"),
 )
 
@@ -58,6 +58,9 @@ HEADINGS = (
 @click.option("--engine", default="cpu", show_default=True, help="What draws.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for up to 35 GB of files.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Folder for the plans, else they are removed."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
 def main(
     only: str | None,
@@ -102,6 +105,7 @@ def measure(
         "checkpoint_bytes": checkpoint.stat().st_size,
         "plan_bytes": plan.stat().st_size,
         "export_seconds": exported.seconds,
+        "export_cpu_seconds": exported.cpu_seconds,
         "export_peak_bytes": exported.peak_memory,
         "difference": exported.result,
         "options": SHORT[SIZES[size]],
@@ -152,6 +156,7 @@ def size_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             f"{entry['weights'] / 1e6:.0f}",
             f"{entry['plan_bytes'] / 1e9:.2f}",
             figure(entry["export_seconds"]),
+            figure(entry.get("export_cpu_seconds")),
             _gib(entry["export_peak_bytes"]),
             "not checked" if entry["difference"] is None else f"{entry['difference']:.1e}",
             figure(entry["load_seconds"]),

@@ -48,6 +48,6 @@ def test_everything_hoisted_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_share_is_of_the_loop_with_the_work_inside() -> None:
     found = {"what": "keys", "loop": "10 steps", "turns": 10, "each": 1.0, "once": 2.0, "turn": 3.0}
     (cells,) = hoisted_rows({"some": {"hoisted": [found]}})
-    assert cells == ["some", "keys", "10 steps", "10", "2", "3", "20%"]
+    assert cells == ["some", "keys", "10 steps", "10", "2", "3", "20.0%"]
     (cells,) = hoisted_rows({"some": {"hoisted": [{**found, "turn": None}]}})
     assert cells[-2:] == ["-", "-"]

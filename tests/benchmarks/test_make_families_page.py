@@ -27,6 +27,7 @@ SIZE: dict[str, Any] = {
     "weights": 943_000_000,
     "plan_bytes": 3_772_000_000,
     "export_seconds": 61.5,
+    "export_cpu_seconds": 44.0,
     "export_peak_bytes": 5 << 30,
     "difference": None,
     "load_seconds": 4.5,
@@ -51,10 +52,15 @@ def test_the_page_holds_every_record(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| xar_b | DiSA 50:5 | 300 | 1.00x | 12 | 1.00x | 20 | 1.00x | 2 | 9.5 |" in text
     assert "| xar_b | fixed 50 | 750 | 2.50x |" in text
-    assert "| mar_h | fp32 | 943 | 3.77 | 61.5 | 5.00 | not checked | 4.5 | 33.5 | - | 11 |" in text
+    assert (
+        "| mar_h | fp32 | 943 | 3.77 | 61.5 | 44 | 5.00 | not checked | 4.5 | 33.5 | - | 11 |"
+        in text
+    )
     assert "2000-01-03, load average 0.75 to 0.75" in text
     assert "python -m benchmarks.family_costs -o" in text
     assert "What is computed once" not in text
+    assert "Not measured: mar_b, flowar_s, flowar_l, harmon_0.5b." in text
+    assert "Not measured: mar_b, mar_l, flowar_s," in text
     assert text.endswith("A note.\n")
 
 
