@@ -23,6 +23,9 @@ WARM_RUNS = 2
 """Steps of a shape that run plainly first: no memory may be allocated while capturing."""
 MAX_GRAPHS = 256
 """CUDA graphs of a session. ONNX Runtime keeps each as long as the session."""
+UNCAPTURABLE = frozenset(("GatherND", "NonZero", "Unique", "Compress", "If", "Loop", "Scan"))
+"""Operators whose kernels wait for the GPU, or read memory of the host that is gone when they are
+replayed: GatherND copies sizes from a local vector, which goes wrong without an error."""
 _NO_GRAPH = -1
 _UNLIMITED = 1 << 40
 _NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -275,6 +278,18 @@ class Lent:
 
     def __init__(self, stream: Stream, value: Any) -> None:
         self.stream, self.value, self.address = stream, value, value.data_ptr()
+
+
+def uncapturable(session: Any) -> str:
+    """Why the steps of a session must not be captured; empty if they may."""
+    found = UNCAPTURABLE & {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    }
+    if not found:
+        return ""
+    return f"{', '.join(sorted(found))} of the graph cannot be replayed: export it again"
 
 
 def loops(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:

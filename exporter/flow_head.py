@@ -191,13 +191,13 @@ class HeadStep(nn.Module):
             coefficients: factors of x and of the velocity, [steps, 2].
             guidance_scale: [batch].
         """
-        activated = F.silu(condition + embedding[step].unsqueeze(1)).flatten(0, 1)
+        activated = F.silu(condition + embedding.index_select(0, step).unsqueeze(1)).flatten(0, 1)
         hidden = for_each(self.input_proj(x.transpose(0, 1)), condition.shape[0])
-        rotary = self.rotary[:, positions]
+        rotary = self.rotary.index_select(1, positions)
         for block in self.res_blocks:
             hidden, _, _ = block(hidden, block.ada_lin(activated), rotary, None)
         velocity = self.final_layer(hidden, activated)
-        return update(x, velocity, coefficients[step], guidance_scale)
+        return update(x, velocity, coefficients.index_select(0, step), guidance_scale)
 
 
 class CrossHeadStep(nn.Module):
@@ -229,10 +229,10 @@ class CrossHeadStep(nn.Module):
             modulation: of every block's self-attention, [steps, depth * 3 * W].
         """
         guidance, width = condition.shape[0], condition.shape[-1]
-        activated = F.silu(condition + embedding[step].unsqueeze(1)).flatten(0, 1)
+        activated = F.silu(condition + embedding.index_select(0, step).unsqueeze(1)).flatten(0, 1)
         hidden = self.input_proj(x.transpose(0, 1))
-        rotary = self.rotary[:, positions]
-        modulations = modulation[step].unsqueeze(1).split(3 * width, dim=-1)
+        rotary = self.rotary.index_select(1, positions)
+        modulations = modulation.index_select(0, step).unsqueeze(1).split(3 * width, dim=-1)
         dtype = self.res_blocks[0].mlp.fc2.weight.dtype
         kept = [part.flatten(0, 1) for part in keys_values.to(dtype).unbind(1)]
         for index, block in enumerate(self.res_blocks):
@@ -245,7 +245,7 @@ class CrossHeadStep(nn.Module):
             hidden = hidden + block.crossattn.attend(query, *kept[2 * index : 2 * index + 2])
             hidden = block.feed_forward(hidden, activated)
         velocity = self.final_layer(hidden, activated)
-        return update(x, velocity, coefficients[step], guidance_scale)
+        return update(x, velocity, coefficients.index_select(0, step), guidance_scale)
 
 
 def for_each(x: Tensor, guidance: int) -> Tensor:

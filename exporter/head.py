@@ -118,11 +118,14 @@ class HeadStep(nn.Module):
             guidance_scale: [rows].
             noise: standard normal [rows, C].
         """
-        output = self.network(x, condition + embedding[step])
+        # `embedding[step]` would be a GatherND, which ONNX Runtime cannot replay in a CUDA graph.
+        output = self.network(x, condition + embedding.index_select(0, step))
         epsilon, variance = output.split(self.channels, dim=-1)
         unconditional = epsilon[-1]
         epsilon = unconditional + guidance_scale[:, None] * (epsilon[0] - unconditional)
-        of_x, of_epsilon, low, high, noise_scale = coefficients[step].split(1, dim=-1)
+        of_x, of_epsilon, low, high, noise_scale = coefficients.index_select(0, step).split(
+            1, dim=-1
+        )
         fraction = (variance[0] + 1) / 2
         deviation = noise_scale * (0.5 * (fraction * high + (1 - fraction) * low)).exp()
         return of_x * x + of_epsilon * epsilon + deviation * noise

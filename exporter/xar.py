@@ -113,11 +113,15 @@ class Transformer(nn.Module):
         self, tokens: Tensor, positions: Tensor, modulations: tuple[Tensor, ...], cache: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens [tokens, batch, C] to the decoder's input [rows, tokens, width]."""
-        x = self.z_proj_ln(self.z_proj(tokens.transpose(0, 1)) + self.encoder_position[positions])
+        x = self.z_proj_ln(
+            self.z_proj(tokens.transpose(0, 1)) + self.encoder_position.index_select(0, positions)
+        )
         x = x.expand(cache.shape[1], *x.shape).flatten(0, 1)
-        rotary = self.encoder_rotary[:, positions]
+        rotary = self.encoder_rotary.index_select(1, positions)
         x, cache = run_cached(self.encoder_blocks, x, modulations, rotary, cache)
-        x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_position[positions]
+        x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_position.index_select(
+            0, positions
+        )
         return x, cache
 
     def split(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -198,14 +202,14 @@ class Denoise(Transformer):
         """
         encoder, decoder = self.split(modulation)
         hidden, _ = self.encode(x, positions, encoder, encoder_cache)
-        rotary = self.decoder_rotary[:, positions]
+        rotary = self.decoder_rotary.index_select(1, positions)
         hidden, _ = run_cached(self.decoder_blocks, hidden, decoder, rotary, decoder_cache)
         velocity = self.pred(self.decoder_norm(hidden))
         velocity = velocity.unflatten(0, modulation.shape[:2]).transpose(1, 2)
         unconditional = velocity[-1]
         scale = guidance_scale.unsqueeze(-1)
         velocity = unconditional + scale * (velocity[0] - unconditional)
-        of_x, of_velocity, of_noise = coefficients[step].split(1, dim=-1)
+        of_x, of_velocity, of_noise = coefficients.index_select(0, step).split(1, dim=-1)
         return of_x * x + of_velocity * velocity + of_noise * noise
 
 

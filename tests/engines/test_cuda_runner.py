@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from disa.engines import cuda_runner
 from disa.engines.cuda_runner import CudaContext, CudaRunner, loops
@@ -19,7 +20,16 @@ from disa.runtime.reference import Reference
 from disa.runtime.verify import REPLAYS
 
 from .fake_onnxruntime import FakeSession, use_fake_gpu
-from .tiny_graphs import CHANNELS, expected_backbone, expected_head, expected_loop, head_loop
+from .tiny_graphs import (
+    CHANNELS,
+    TinyGraph,
+    as_model,
+    expected_backbone,
+    expected_head,
+    expected_loop,
+    head_loop,
+    write_plan,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -89,6 +99,7 @@ def test_recorded_runs(
     pipe = Pipeline(plan, sessions)
     found = REPLAYS[plan.manifest.family](pipe, Reference(GOLDEN / name / f"{run}.npz"))
     assert max(float(entry.relative) for entry in found) < 1e-4
+    assert "CUDA graphs" not in pipe.engine
     assert any(opened.replays for opened in gpu.opened)
 
 
@@ -161,6 +172,21 @@ def test_a_session_that_cannot_capture_says_why(
         "no CUDA graphs (the graph head of "
         f"{plan_path}: ONNX Runtime failed: the graph has control flow nodes)"
     )
+
+
+def test_what_cannot_be_replayed_is_not_captured(gpu: type[FakeSession], tmp_path: Path) -> None:
+    specs = TensorSpec("x", "float32", ("rows", 4)), TensorSpec("order", "int64", ("rows", 1))
+    outputs = (TensorSpec("next_x", "float32", ("rows", 4)),)
+    nodes = [helper.make_node("GatherND", ["x", "order"], ["next_x"])]
+    model = as_model(nodes, [], specs, outputs)
+    graph = TinyGraph("head", model.SerializeToString(), b"", specs, outputs)
+    session = open_graph(write_plan(tmp_path / "old.plan", [graph]))
+    order = np.array([[[2], [0], [1]]] * 5)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = session.iterate({"next_x": "x"}, {}, {"order": order}, {"x": x})
+    np.testing.assert_array_equal(np.asarray(found["next_x"]), x[[1, 2, 0]])
+    assert "no CUDA graphs (GatherND of the graph cannot be replayed" in session.description
+    assert not any(opened.replays for opened in gpu.opened)
 
 
 def test_a_capture_that_fails_is_told_and_done_without(
