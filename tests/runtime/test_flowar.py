@@ -10,7 +10,7 @@ from disa.engines.open import open_session
 from disa.engines.plan import Plan
 from disa.engines.session import Session
 from disa.errors import DisaError
-from disa.runtime.flow import FlowSettings
+from disa.runtime.flow import FlowSettings, euler_table
 from disa.runtime.flow_reference import FlowReplay, recorded_settings
 from disa.runtime.flowar import FlowARLoop
 from disa.runtime.noise import PhiloxNoise
@@ -114,3 +114,26 @@ def test_a_reference_of_other_options(golden_plan: Plans, tmp_path: Path) -> Non
     replay = FlowReplay(reference, 1)
     with pytest.raises(DisaError, match=r"draw_0001 has shape \(1, 3, 16\)"):
         loop.generate(reference["labels"], recorded_settings(reference), replay, Stats())
+
+
+def test_an_unguided_image_beside_a_guided_one(golden_plan: Plans) -> None:
+    loop, sessions = open_loop(golden_plan("flowar_s"))
+    shape = next(spec.shape for spec in sessions["head"].inputs if spec.name == "condition")
+    rng = np.random.default_rng(0)
+    condition = rng.standard_normal((2, 2, 4, shape[-1])).astype(np.float32)
+    x = rng.standard_normal((4, 2, loop.channels)).astype(np.float32)
+    table, positions = euler_table(12), np.arange(1, 5)
+    step = np.array([[1, 9], [2, 10]])
+    assert table.times[2] > 0.5 > table.times[9]
+
+    def walk(images: slice) -> Any:
+        given = {"condition": condition[:, images]}
+        options = (given, positions, 3.0, 0.5, x[:, images], Stats())
+        return np.asarray(loop._head.walk(table, step[:, images], *options))
+
+    together = walk(slice(0, 2))
+    for image in range(2):
+        alone = walk(slice(image, image + 1))
+        assert difference(together[:, image : image + 1], alone) < 1e-5
+    # Alone, the first one never runs its unconditional half.
+    assert [guidance for guidance, steps in sessions["head"].loops if steps] == [2, 1, 2]

@@ -65,7 +65,7 @@ def test_nothing_waits_before_the_images_are_wanted(
 
 
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("mar", 10.0), ("flowar_s", 0.75), ("flowar_l", 1.5), ("xar", 1.35)]
+    ("name", "tolerance"), [("mar", 10.0), ("flowar_s", 0.75), ("flowar_l", 1.5), ("xar", 1.25)]
 )
 def test_adaptive_steps_are_those_of_the_host(
     name: str, tolerance: float, golden_plan: Callable[..., Path], tmp_path: Path
