@@ -30,7 +30,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.stats import Stats
 from .graph_session import GraphSession, RangeSession, scales_of
 from .sensitivity import Selection, select
-from .states import CountingSession, FollowingSession, KeepingSession, State
+from .states import CountingSession, Differences, FollowingSession, KeepingSession, State
 
 KEPT = ("timestep", "grid", "decoder")
 """Graphs that stay as they are: the first two run once and steer all steps, the last makes the
@@ -47,8 +47,9 @@ class QuantizeOptions:
         form: int8 or fp8.
         images: drawn to find the ranges; a quarter as many more are drawn to judge by.
         tolerance: largest relative error of a graph's output; products are left out to keep it.
-        token_tolerance: largest difference between tokens drawn by both plans in the same
+        token_tolerance: largest distance between tokens drawn by both plans in the same
             state, in standard deviations of a token.
+        spread_tolerance: largest change of the tokens' standard deviation, as a share of it.
         prompts: texts to draw, for a model that draws texts.
         threads: CPU threads; all physical cores if None.
         check: whether anything is measured, left out or refused.
@@ -56,8 +57,9 @@ class QuantizeOptions:
 
     form: Format = Format.INT8
     images: int = 16
-    tolerance: float = 0.05
+    tolerance: float = 0.03
     token_tolerance: float = 0.1
+    spread_tolerance: float = 0.015
     prompts: Sequence[str] = ()
     seed: int = 0
     threads: int | None = None
@@ -105,13 +107,12 @@ class Quantized:
     """A quantised plan.
 
     Attributes:
-        token_error: difference between tokens drawn by both plans in the same state, in
-            standard deviations of a token; None if not measured.
+        tokens: how tokens differ that both plans draw in the same state; None if not measured.
     """
 
     path: Path
     graphs: Sequence[QuantizedGraph]
-    token_error: float | None
+    tokens: Differences | None
 
 
 def quantize(
@@ -135,15 +136,15 @@ def quantize(
         if options.check:
             job.keep_states()
         graphs = [job.quantize(name) for name in job.graphs]
-        token_error = None
+        tokens = None
         if options.check:
-            token_error = job.token_error()
-            _enforce(token_error, options)
+            tokens = job.compare_tokens()
+            _enforce(tokens, options)
             report("measuring the speed")
             graphs = [job.timed(graph) for graph in graphs]
         report("writing the plan")
-        job.write(writer, graphs, token_error)
-    return Quantized(output, graphs, token_error)
+        job.write(writer, graphs, tokens)
+    return Quantized(output, graphs, tokens)
 
 
 class _Job:
@@ -281,19 +282,18 @@ class _Job:
             graph.info, model, self.folder, precision, self.options.threads, prepack
         )
 
-    def token_error(self) -> float:
+    def compare_tokens(self) -> Differences:
         """Draw the held-out images again, every loop from the state of the fp32 plan."""
         self.report("drawing them again in the same states")
         replaced: dict[str, Session] = {}
+        differences = Differences()
         for name, graph in self.graphs.items():
             session = self._session(graph, self.models[name].SerializeToString())
             results = self.results[name]
-            replaced[name] = FollowingSession(session, results) if results else session
+            replaced[name] = FollowingSession(session, results, differences) if results else session
         first = self.options.images
         self._draw(replaced, range(first, first + self.held_out), "tokens")
-        tokens = np.concatenate([r.ravel() for rs in self.results.values() for r in rs])
-        squares = sum(x.squares for x in replaced.values() if isinstance(x, FollowingSession))
-        return float(np.sqrt(squares / tokens.size) / tokens.std())
+        return differences
 
     def timed(self, graph: QuantizedGraph) -> QuantizedGraph:
         """Measure the kept calls in fp32 and quantised, in turn."""
@@ -316,7 +316,7 @@ class _Job:
         return replace(graph, seconds=(best[0], best[1]))
 
     def write(
-        self, writer: PlanWriter, graphs: Sequence[QuantizedGraph], token_error: float | None
+        self, writer: PlanWriter, graphs: Sequence[QuantizedGraph], tokens: Differences | None
     ) -> None:
         """Give the writer all that the plan is to hold."""
         manifest, options = self.plan.manifest, self.options
@@ -332,7 +332,8 @@ class _Job:
                 "images": options.images,
                 "seed": options.seed,
                 "tolerance": options.tolerance if options.check else None,
-                "token_error": token_error,
+                "token_distance": tokens.distance if tokens else None,
+                "token_spread": tokens.spread if tokens else None,
                 "graphs": changed,
             },
         }
@@ -356,12 +357,19 @@ def _others(plan: Plan) -> list[str]:
     return [name for name in manifest.members if name not in used]
 
 
-def _enforce(token_error: float | None, options: QuantizeOptions) -> None:
-    if token_error is not None and not token_error <= options.token_tolerance:
+def _enforce(tokens: Differences, options: QuantizeOptions) -> None:
+    found = None
+    if not tokens.distance <= options.token_tolerance:
+        found = ("lie {:.3f} standard deviations from", tokens.distance, "token")
+    elif not abs(tokens.spread) <= options.spread_tolerance:
+        found = ("spread {:+.1%} against", tokens.spread, "spread")
+    if found:
+        how, value, option = found
+        allowed = getattr(options, f"{option}_tolerance")
         raise DisaError(
-            f"tokens drawn in {options.form.value} differ from those in fp32 by {token_error:.3f} "
-            f"standard deviations, and {options.token_tolerance:g} is allowed: lower --tolerance "
-            "to leave more products in fp32, or raise --token-tolerance"
+            f"tokens drawn in {options.form.value} {how.format(value)} those drawn in fp32, and "
+            f"{allowed:g} is allowed: lower --tolerance to leave more products in fp32, or raise "
+            f"--{option}-tolerance"
         )
 
 

@@ -1,7 +1,7 @@
 """Calls and loops of a plan's graphs while images are drawn, kept to judge other graphs by."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,41 @@ class State(Protocol):
     def error(self, session: Session) -> float:
         """How far another session is off when it is asked for the same."""
         ...
+
+
+@dataclass
+class Differences:
+    """How tokens differ from those that another session drew from the same states and noise."""
+
+    own: list[npt.NDArray[Any]] = field(default_factory=list)
+    right: list[npt.NDArray[Any]] = field(default_factory=list)
+
+    def add(self, own: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
+        """Take in some tokens, and those that they should have been."""
+        self.own.append(np.array(own, np.float64).ravel())
+        self.right.append(np.array(right, np.float64).ravel())
+
+    @property
+    def distance(self) -> float:
+        """Root mean square of the differences, in standard deviations of a token.
+
+        This bounds the Wasserstein distance of order 2 between the distributions of the
+        tokens given the states.
+        """
+        own, right = np.concatenate(self.own), np.concatenate(self.right)
+        return _finite(np.sqrt(np.mean(np.square(own - right))) / right.std())
+
+    @property
+    def spread(self) -> float:
+        """By how much larger their standard deviation is, as a share of the right one.
+
+        Errors without a direction leave it alone. Where tokens spread less, images vary less.
+        """
+        return _finite(np.concatenate(self.own).std() / np.concatenate(self.right).std() - 1)
+
+
+def _finite(value: float) -> float:
+    return float(value) if np.isfinite(value) else float("inf")
 
 
 @dataclass(frozen=True)
@@ -148,14 +183,19 @@ class FollowingSession(CountingSession):
     So every loop begins in the state in which the other one's began, and what the two draw
     from it with the same noise can be compared.
 
-    Attributes:
-        squares: sum of the squared differences between the results of all loops.
+    Args:
+        results: what the other session's loops gave.
+        differences: takes in what each loop gives here and there.
     """
 
-    def __init__(self, session: Session, results: Iterable[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        results: Iterable[npt.NDArray[Any]],
+        differences: Differences,
+    ) -> None:
         super().__init__(session)
-        self._results = iter(results)
-        self.squares = 0.0
+        self._results, self._differences = iter(results), differences
 
     def iterate(
         self,
@@ -168,8 +208,7 @@ class FollowingSession(CountingSession):
         outputs = dict(super().iterate(carry, constants, per_step, state))
         for name in carry:
             right = next(self._results)
-            difference = np.asarray(outputs[name], np.float64) - right
-            self.squares += float(np.square(difference).sum())
+            self._differences.add(np.asarray(outputs[name]), right)
             outputs[name] = right
         return outputs
 

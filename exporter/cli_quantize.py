@@ -17,6 +17,7 @@ def quantize_options(
     images: int,
     tolerance: float | None,
     token_tolerance: float,
+    spread_tolerance: float,
     prompts: Sequence[str],
     prompt_file: Path | None,
     check: bool,
@@ -29,6 +30,7 @@ def quantize_options(
         images=images,
         tolerance=QuantizeOptions.tolerance if tolerance is None else tolerance,
         token_tolerance=token_tolerance,
+        spread_tolerance=spread_tolerance,
         prompts=(*prompts, *(read_prompts(prompt_file) if prompt_file else ())),
         check=check,
     )
@@ -54,10 +56,11 @@ def quantize_checkpoint(
 def describe(quantized: Quantized, options: QuantizeOptions) -> list[str]:
     """What quantising did, for people."""
     lines = [_describe_graph(graph, options.form) for graph in quantized.graphs]
-    if quantized.token_error is not None:
+    if quantized.tokens is not None:
         lines.append(
-            f"  tokens differ from those drawn in fp32 by {quantized.token_error:.3f} standard "
-            f"deviations ({options.token_tolerance:g} allowed)"
+            f"  tokens lie {quantized.tokens.distance:.3f} standard deviations from those drawn in "
+            f"fp32 ({options.token_tolerance:g} allowed) and spread "
+            f"{quantized.tokens.spread:+.1%} ({options.spread_tolerance:.1%} allowed)"
         )
     return lines
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 TOKEN_TOLERANCE = 0.1
+SPREAD_TOLERANCE = 0.015
 
 
 def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,8 +25,15 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.FloatRange(0, min_open=True),
             default=TOKEN_TOLERANCE,
             show_default=True,
-            help="Largest difference between tokens drawn in fp32 and quantised from the same "
+            help="Largest distance between tokens drawn in fp32 and quantised from the same "
             "state, in standard deviations.",
+        ),
+        click.option(
+            "--spread-tolerance",
+            type=click.FloatRange(0, min_open=True),
+            default=SPREAD_TOLERANCE,
+            show_default=True,
+            help="Largest change of those tokens' standard deviation, as a share of it.",
         ),
         click.option(
             "--prompt", "prompts", multiple=True, help="Text to calibrate on; may be repeated."

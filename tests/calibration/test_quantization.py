@@ -19,7 +19,7 @@ from disa.exporter.quantize import Format
 from disa.runtime.pipeline import Pipeline
 
 Plans = Callable[..., Path]
-QUICK = QuantizeOptions(images=2, threads=1)
+QUICK = QuantizeOptions(images=2, threads=1, tolerance=0.05, spread_tolerance=0.05)
 
 
 @pytest.fixture(scope="module", params=list(Format))
@@ -58,8 +58,9 @@ def test_a_golden_plan_stays_close(
     for graph in made.graphs:
         assert not graph.selection.left_out
         assert 1e-4 < graph.selection.error < limit
-    assert made.token_error is not None
-    assert 1e-4 < made.token_error < limit
+    assert made.tokens is not None
+    assert 1e-4 < made.tokens.distance < limit
+    assert abs(made.tokens.spread) < made.tokens.distance
     options: dict[str, Any] = {"num_iterations": 4, "steps": "4:2", "seed": 3}
     exact = Pipeline.from_plan(golden_plan("mar"), "cpu")([1, 2], **options).latents
     rounded = Pipeline.from_plan(made.path, "cpu")([1, 2], **options).latents
@@ -76,7 +77,9 @@ def test_the_plan_says_what_it_is(form: Format, made: quantization.Quantized) ->
         assert manifest.precision_of("timestep") == manifest.precision_of("decoder") == "fp32"
         about = manifest.raw["quantization"]
         assert about["rest"] == "fp32"
-        assert about["token_error"] == made.token_error
+        assert made.tokens is not None
+        assert about["token_distance"] == made.tokens.distance
+        assert about["token_spread"] == made.tokens.spread
         assert about["graphs"]["head"]["left_out"] == []
         assert OnnxRuntimeSession(plan, "head").description.endswith(
             f"Provider {form}, the rest in fp32"
@@ -129,8 +132,12 @@ def test_sensitive_products_are_left_out(golden_plan: Plans, tmp_path: Path) -> 
 
 def test_too_large_a_difference_is_refused(golden_plan: Plans, tmp_path: Path) -> None:
     output = tmp_path / "bad.plan"
-    with pytest.raises(DisaError, match=r"differ from those in fp32 by 0\.\d+ standard deviations"):
-        quantize(golden_plan("mar"), output, replace(QUICK, token_tolerance=1e-3))
+    for options, told in (
+        (replace(QUICK, token_tolerance=1e-3), r"lie 0\.\d+ standard deviations from .* 0\.001 is"),
+        (replace(QUICK, spread_tolerance=1e-9), r"spread [+-]\d\.\d% against .* 1e-09 is"),
+    ):
+        with pytest.raises(DisaError, match=told):
+            quantize(golden_plan("mar"), output, options)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disa.calibration.states import Call, FollowingSession, KeepingSession, Loop, spread
+from disa.calibration.states import (
+    Call,
+    Differences,
+    FollowingSession,
+    KeepingSession,
+    Loop,
+    spread,
+)
 from disa.engines.session import TensorSpec, iterate_by_run
 
 SHAPE = (2, 3)
@@ -82,6 +89,21 @@ def test_loops_without_steps_are_not_kept() -> None:
 def test_a_follower_is_put_right_after_every_loop() -> None:
     keeper = KeepingSession(Adding(), calls=0, loops=5)
     wanted = draw(keeper)
-    follower = FollowingSession(Adding(0.5), keeper.results)
+    differences = Differences()
+    follower = FollowingSession(Adding(0.5), keeper.results, differences)
     np.testing.assert_array_equal(draw(follower), wanted)
-    assert follower.squares == pytest.approx(5 * 6 * 2.0**2, rel=1e-5)
+    assert differences.distance == pytest.approx(2.0 / np.std(wanted), rel=1e-5)
+    assert differences.spread == pytest.approx(0, abs=1e-6)
+
+
+def test_distance_and_spread() -> None:
+    right = np.random.default_rng(0).standard_normal((400, 16))
+    wider, noisy, broken = Differences(), Differences(), Differences()
+    wider.add(1.1 * right + 3, right)
+    assert wider.spread == pytest.approx(0.1)
+    assert wider.distance == pytest.approx(3, rel=0.01)
+    noisy.add(right + 0.05 * np.random.default_rng(1).standard_normal(right.shape), right)
+    assert noisy.distance == pytest.approx(0.05, rel=0.05)
+    assert abs(noisy.spread) < 0.005
+    broken.add(right * np.nan, right)
+    assert (broken.distance, broken.spread) == (float("inf"), float("inf"))

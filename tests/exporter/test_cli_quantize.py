@@ -23,14 +23,16 @@ def command(*arguments: object) -> tuple[int, str]:
 
 def test_a_checkpoint_is_exported_and_quantised(pixel_checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.plan"
+    limits = ("--token-tolerance", 0.9, "--spread-tolerance", 0.9)
     code, output = command(
-        pixel_checkpoint, "--int8", *FEW, "--iterations", 4, "--steps", "6:2", "-o", target
+        pixel_checkpoint, "--int8", *FEW, *limits, "--iterations", 4, "--steps", "6:2", "-o", target
     )
     assert code == 0, output
     assert "backbone   differs from fp32 by" in output
     assert "products in int8, differs from fp32 by" in output
     assert "times as fast on this CPU" in output
-    assert "standard deviations (0.1 allowed)" in output
+    assert "standard deviations from those drawn in fp32 (0.9 allowed)" in output
+    assert "(90.0% allowed)" in output
     with Plan.open(target) as plan:
         plan.check()
         assert (plan.manifest.precision, plan.manifest.name) == ("int8", "small")
@@ -53,7 +55,7 @@ def test_a_plan_is_quantised_without_its_checkpoint(pixel_plan: Path, tmp_path: 
     with Plan.open(tmp_path / "p.fp8.plan") as plan, Plan.open(copy) as source:
         assert plan.manifest.precision == "fp8"
         assert plan.manifest.defaults == source.manifest.defaults
-        assert plan.manifest.raw["quantization"]["token_error"] is None
+        assert plan.manifest.raw["quantization"]["token_spread"] is None
 
 
 def test_wrong_use(pixel_plan: Path, pixel_checkpoint: Path, tmp_path: Path) -> None:
