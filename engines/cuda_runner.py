@@ -212,8 +212,9 @@ class CudaRunner:
         """See `Session.run`."""
         binding = self.engine.session.io_binding()
         held = {name: self._on_device(array) for name, array in inputs.items()}
-        for name, array in held.items():
-            binding.bind_input(name, *PLACE, array.dtype.type, array.shape, array.address)
+        for spec in self.inputs:
+            array = held[spec.name]
+            binding.bind_input(spec.name, *PLACE, DTYPES[spec.dtype], array.shape, array.address)
         for spec in self.outputs:
             binding.bind_output(spec.name, *PLACE)
         self.engine.session.run_with_iobinding(binding, self.engine.plain)
