@@ -59,7 +59,6 @@ def select(
         effects[product.node] = (measure_alone or measure)([product])
         advance(1)
 
-
     def urgency(product: Product) -> tuple[bool, float]:
         effect = effects[product.node]
         return effect > tolerance, effect**2 / product.size

@@ -119,9 +119,7 @@ def _open_decoder(plan: Plan, vae: Path | None) -> KLDecoder | None:
     return open_vae(vae, latent_channels=channels, stride=stride)
 
 
-def report(
-    precision: str, found: list[Comparison], tolerance: float | None, as_json: bool
-) -> None:
+def report(precision: str, found: list[Comparison], tolerance: float | None, as_json: bool) -> None:
     """Print the comparisons; DisaError if one is beyond the tolerance."""
     allowed = TOLERANCES[precision] if tolerance is None else tolerance
     worst = max(max(entry.relative, entry.alone) for entry in found)

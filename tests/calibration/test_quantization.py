@@ -14,9 +14,13 @@ from disa.calibration.quantization import QuantizeOptions, quantize
 from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.plan import Plan
 from disa.errors import DisaError
+from disa.exporter.against import compare_with_checkpoint
+from disa.exporter.check import TOLERANCES
 from disa.exporter.plan_graph import PlanGraph
 from disa.exporter.quantize import Format
 from disa.runtime.pipeline import Pipeline
+
+from ..conftest import GOLDEN
 
 Plans = Callable[..., Path]
 QUICK = QuantizeOptions(images=2, threads=1, tolerance=0.05, spread_tolerance=0.05)
@@ -86,6 +90,14 @@ def test_the_plan_says_what_it_is(form: Format, made: quantization.Quantized) ->
         )
         assert OnnxRuntimeSession(plan, "timestep").description.endswith("Provider fp32")
     assert "CPUExecutionProvider fp32; " in Pipeline.from_plan(made.path, "cpu").engine
+
+
+def test_an_image_does_not_depend_on_its_batch(form: Format, made: quantization.Quantized) -> None:
+    precision, found = compare_with_checkpoint(made.path, GOLDEN / "mar" / "checkpoint.pth")
+    assert precision == form.value
+    for comparison in found:
+        assert comparison.relative < TOLERANCES[precision]
+        assert comparison.alone < 1e-5
 
 
 def test_weights_are_external_and_small(
