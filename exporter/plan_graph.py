@@ -78,6 +78,7 @@ class PlanGraph:
     def quantize_weights(self, form: Format) -> None:
         """Write the matrices of all products in 8 bits to a file in the folder."""
         self._form = form
+        self._matrices, self._scales = {}, {}
         with (self.folder / f"{self.info.name}.{form}.data").open("wb") as file:
             for product in self.products:
                 if product.weight not in self._matrices:
