@@ -42,8 +42,8 @@ COMPARED: Mapping[str, Sequence[Mapping[str, Any]]] = {
 SMALLER: Mapping[str, Mapping[str, Any]] = {"harmon_0.5b": {"size": "256"}}
 """What is smaller than usual, because of the time that it takes on a CPU."""
 HEADINGS = (
-    *("model", "steps", "head calls", "of DiSA", "s", "of DiSA", "CPU s", "of DiSA"),
-    *("backbone s", "head s"),
+    *("model", "steps", "AR iterations", "head calls", "of DiSA", "s", "of DiSA"),
+    *("CPU s", "of DiSA", "backbone s", "head s"),
 )
 
 
@@ -109,7 +109,7 @@ def cost_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for model, entry in entries.items():
         disa = entry["variants"][0]
         for variant in entry["variants"]:
-            cells = [model, _steps(variant["options"])]
+            cells = [model, _steps(variant["options"]), str(variant["iterations"])]
             for value in (_calls, _seconds, _cpu_seconds):
                 cells += [figure(value(variant)), f"{value(variant) / value(disa):.2f}x"]
             parts = variant["parts"]

@@ -33,5 +33,6 @@ def test_a_model_is_compared(
     calls = [variant["head_calls"] for variant in entries["mar_b"]["variants"]]
     assert calls[1:] == [150, 300]
     rows = cost_rows(entries)
+    assert [row[2] for row in rows] == ["3", "3", "3"]
     assert [row[1] for row in rows][1:] == ["fixed 50", "fixed 100"]
-    assert [row[3] for row in rows] == ["1.00x", f"{150 / calls[0]:.2f}x", f"{300 / calls[0]:.2f}x"]
+    assert [row[4] for row in rows] == ["1.00x", f"{150 / calls[0]:.2f}x", f"{300 / calls[0]:.2f}x"]
