@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from disa.engines.build import EngineOptions, add_engines, build_engines, unpacked
+from disa.engines.gpu.device import present
+from disa.engines.gpu.profile import Range, dimensions, graph_profile
 from disa.engines.plan import Plan
-from disa.engines.tensorrt.device import present
 from disa.engines.tensorrt.flavour import TENSORRT_RTX, Flavour, find
 from disa.engines.tensorrt.logger import collect, logger_of
-from disa.engines.tensorrt.profile import Range, dimensions, graph_profile
 from disa.engines.tensorrt.session import TensorRTSession
 from disa.errors import DisaError
 from disa.exporter.export import export

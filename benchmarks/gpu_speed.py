@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.engines.tensorrt.profile import Range
+from disa.engines.gpu.profile import Range
 from disa.exporter.mar_config import Config
 from disa.runtime.masked import prediction_counts
 from disa.runtime.pipeline import Pipeline

@@ -15,11 +15,12 @@ import click
 
 from ..cli import progress_bar
 from ..errors import DisaError
+from .gpu import device, profile
 from .manifest import EngineInfo, GraphInfo, Profile
 from .onnx_file import Extent, relocate
 from .plan import Plan
 from .plan_writer import PlanWriter
-from .tensorrt import builder, cache, device, flavour, profile
+from .tensorrt import builder, cache, flavour
 
 DEFAULT_TARGETS = (80, 86, 89, 120)
 """Built for when neither `--gpu` nor a GPU says for what: what TensorRT-RTX runs on."""

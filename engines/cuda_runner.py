@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import DisaError
+from .gpu.array import ALIGNMENT, DeviceArray, Stream
+from .gpu.loop import Loop
+from .gpu.profile import MAX_ROWS, Range
+from .gpu.split import Splitter
 from .session import DTYPES, Array, TensorSpec
-from .tensorrt.array import ALIGNMENT, DeviceArray, Stream
-from .tensorrt.loop import Loop
-from .tensorrt.profile import MAX_ROWS, Range
-from .tensorrt.split import Splitter
 
 PLACE = ("cuda", 0)
 """Where arrays are, in the words of ONNX Runtime."""

@@ -16,8 +16,8 @@ from ..engines.build import (
     engine_options,
     engines_by_default,
 )
+from ..engines.gpu.profile import Range
 from ..engines.manifest import QUANTIZED
-from ..engines.tensorrt.profile import Range
 from ..errors import DisaError, MissingDependency
 from ..runtime.labels import read_labels
 from ..runtime.options import sampling_options

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import DisaError
+from ..gpu.device import Device
 from ..manifest import EngineInfo, ShapeRange
 from ..plan import Plan
 from ..session import TensorSpec
-from .device import Device
 from .flavour import Flavour
 from .logger import collect, last_error
 

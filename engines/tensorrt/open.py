@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DisaError
+from ..gpu.array import Stream
+from ..gpu.device import Device, present
+from ..gpu.profile import dimension_ranges
 from ..manifest import EngineInfo
 from ..plan import Plan
 from . import cache, flavour
-from .array import Stream
 from .check import (
     EngineMismatch,
     check_device,
@@ -17,10 +19,8 @@ from .check import (
     deserialize,
     rebuild_command,
 )
-from .device import Device, present
 from .flavour import Flavour
 from .logger import logger_of
-from .profile import dimension_ranges
 from .session import Engine, TensorRTSession
 
 

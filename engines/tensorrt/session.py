@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from ...errors import DisaError
+from ..gpu.array import ALIGNMENT, Buffer, DeviceArray, Stream, move_block
+from ..gpu.loop import Loop
+from ..gpu.profile import Piece, Range, check_sizes, pieces, sizes_of
+from ..gpu.split import Splitter
 from ..session import DTYPES, Array, TensorSpec, check_inputs, check_loop
-from .array import ALIGNMENT, Buffer, DeviceArray, Stream, move_block
 from .flavour import Flavour
 from .logger import collect, last_error
-from .loop import Loop
-from .profile import Piece, Range, check_sizes, pieces, sizes_of
-from .split import Splitter
 
 
 class Engine:

@@ -14,11 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from disa.engines.gpu.array import Stream
 from disa.engines.onnxruntime import PROVIDERS
 from disa.engines.providers import CPU, Kind, Provider
-from disa.engines.tensorrt.array import Stream
 
-from .tensorrt.fake_device import PATTERN, FakeDevice
+from .gpu.fake_device import PATTERN, FakeDevice
 
 NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 

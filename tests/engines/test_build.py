@@ -18,12 +18,13 @@ from disa.engines.build import (
     parse_gpus,
     unpacked,
 )
+from disa.engines.gpu import device
+from disa.engines.gpu.profile import Range, dimensions, graph_profile
 from disa.engines.plan import Plan
-from disa.engines.tensorrt import builder, device, flavour
-from disa.engines.tensorrt.profile import Range, dimensions, graph_profile
+from disa.engines.tensorrt import builder, flavour
 from disa.errors import DisaError
 
-from .tensorrt.fake_device import FakeDevice
+from .gpu.fake_device import FakeDevice
 from .tensorrt.fake_tensorrt import fake_flavour
 from .tensorrt.graphs import write_plan
 

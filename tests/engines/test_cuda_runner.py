@@ -10,10 +10,10 @@ from onnx import helper
 
 from disa.engines import cuda_runner
 from disa.engines.cuda_runner import CudaContext, CudaRunner, loops
+from disa.engines.gpu import loop
 from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.plan import Plan
 from disa.engines.session import TensorSpec
-from disa.engines.tensorrt import loop
 from disa.errors import DisaError
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.reference import Reference

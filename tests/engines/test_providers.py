@@ -12,7 +12,7 @@ from disa.engines.providers import CPU, CUDA, OPENVINO, PROVIDERS, Provider, che
 from disa.engines.tensorrt.open import Host
 from disa.errors import DisaError, MissingDependency
 
-from .tensorrt.fake_device import FakeDevice
+from .gpu.fake_device import FakeDevice
 
 
 class FakeRuntime:

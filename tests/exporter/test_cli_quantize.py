@@ -5,9 +5,9 @@ import pytest
 from click.testing import CliRunner
 
 from disa.engines.build import EngineOptions, add_engines
+from disa.engines.gpu.profile import Range
 from disa.engines.inspect import main as inspect
 from disa.engines.plan import Plan
-from disa.engines.tensorrt.profile import Range
 from disa.errors import DisaError
 from disa.exporter.cli import main
 

@@ -18,7 +18,7 @@ import onnxruntime
 from disa.engines.manifest import GraphInfo, ShapeRange
 from disa.engines.tensorrt.flavour import Flavour
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 
 _numbers = itertools.count()
 DTYPES = {"float32": ("FLOAT", np.float32), "int64": ("INT64", np.int64)}

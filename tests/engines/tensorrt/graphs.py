@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from disa.engines.gpu.profile import Range, dimensions, graph_profile
 from disa.engines.manifest import EngineInfo, GraphInfo
 from disa.engines.plan import Plan
 from disa.engines.plan_writer import PlanWriter
 from disa.engines.session import TensorSpec
-from disa.engines.tensorrt.profile import Range, dimensions, graph_profile
 
 from .fake_tensorrt import fake_engine
 

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from disa.engines.build import unpacked
+from disa.engines.gpu.profile import Range, dimensions, graph_profile
 from disa.engines.manifest import ShapeRange
 from disa.engines.plan import Plan
 from disa.engines.session import TensorSpec
@@ -17,10 +18,9 @@ from disa.engines.tensorrt import builder
 from disa.engines.tensorrt.builder import BuildOptions, Source, build, check_targets
 from disa.engines.tensorrt.flavour import Flavour, load
 from disa.engines.tensorrt.logger import logger_of
-from disa.engines.tensorrt.profile import Range, dimensions, graph_profile
 from disa.errors import DisaError
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
 from .graphs import GRAPHS, write_plan
 

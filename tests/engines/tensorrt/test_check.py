@@ -3,16 +3,16 @@ from typing import Any
 
 import pytest
 
+from disa.engines.gpu.device import Device
 from disa.engines.plan import Plan
 from disa.engines.tensorrt.check import EngineMismatch
-from disa.engines.tensorrt.device import Device
 from disa.engines.tensorrt.flavour import Flavour
 from disa.engines.tensorrt.inspect import describe
 from disa.engines.tensorrt.open import Host, RuntimeCache, open_engine, unusable, usable_backend
 from disa.errors import DisaError
 
+from ..gpu.fake_device import FakeDevice
 from . import fake_tensorrt
-from .fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
 from .graphs import HEAD_INPUTS, write_plan
 

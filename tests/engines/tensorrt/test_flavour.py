@@ -9,7 +9,7 @@ from disa.engines.tensorrt import flavour
 from disa.engines.tensorrt.flavour import Flavour, find, load
 from disa.errors import DisaError
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
 
 

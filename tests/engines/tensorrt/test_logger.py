@@ -2,7 +2,7 @@ import pytest
 
 from disa.engines.tensorrt.logger import Messages, build_error, collect, last_error, logger_of
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import Severity, fake_module
 
 WORKSPACE = (

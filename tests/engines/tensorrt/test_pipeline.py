@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from disa.engines.gpu.profile import Range
 from disa.engines.plan import Plan
 from disa.engines.tensorrt.open import Host, open_engine
-from disa.engines.tensorrt.profile import Range
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.reference import Reference
 from disa.runtime.verify import REPLAYS
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
 from .graphs import with_fake_engines
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from disa.engines.build import EngineOptions, add_engines
+from disa.engines.gpu.profile import Range, dimensions
 from disa.engines.plan import Plan
 from disa.engines.tensorrt import builder
-from disa.engines.tensorrt.profile import Range, dimensions
 
 GOLDEN = ("mar", "mar_patch2", "flowar_s", "flowar_l", "xar", "harmon")
 PRECISIONS = ("fp32", "fp16", "bf16")

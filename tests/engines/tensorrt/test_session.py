@@ -3,16 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from disa.engines.gpu import loop
+from disa.engines.gpu.array import DeviceArray
+from disa.engines.gpu.profile import Range
 from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.plan import Plan
-from disa.engines.tensorrt import loop
-from disa.engines.tensorrt.array import DeviceArray
 from disa.engines.tensorrt.open import Host, open_engine
-from disa.engines.tensorrt.profile import Range
 from disa.engines.tensorrt.session import TensorRTSession
 from disa.errors import DisaError
 
-from .fake_device import FakeDevice
+from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
 from .graphs import TOKENS, backbone_arrays, head_arrays, write_plan
 

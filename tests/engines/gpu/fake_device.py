@@ -1,4 +1,4 @@
-"""A GPU made of host memory, with the interface of `disa.engines.tensorrt.device.Device`.
+"""A GPU made of host memory, with the interface of `disa.engines.gpu.device.Device`.
 
 It does nothing before somebody waits for it, as a GPU that is far behind: memory that is
 changed, reused or freed too early shows as a wrong result. New and freed memory is filled with
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from disa.engines.tensorrt.device import CudaError
+from disa.engines.gpu.device import CudaError
 
 PATTERN = 0xFF  # NaN as float32, -1 as int64
 

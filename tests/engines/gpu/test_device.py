@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cuda.bindings import runtime
 
-from disa.engines.tensorrt.device import CudaDevice, CudaError, present
+from disa.engines.gpu.device import CudaDevice, CudaError, present
 
 NO_DRIVER = 35
 

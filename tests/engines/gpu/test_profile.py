@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disa.engines.session import TensorSpec
-from disa.engines.tensorrt.profile import (
+from disa.engines.gpu.profile import (
     Piece,
     Range,
     dimension_ranges,
@@ -12,9 +11,10 @@ from disa.engines.tensorrt.profile import (
     pieces,
     rung,
 )
+from disa.engines.session import TensorSpec
 from disa.errors import DisaError
 
-from .graphs import HEAD_INPUTS
+from ..tensorrt.graphs import HEAD_INPUTS
 
 
 @pytest.mark.parametrize(

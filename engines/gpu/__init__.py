@@ -1,0 +1,1 @@
+"""What every engine on an NVIDIA GPU needs: memory, streams, shapes, and loops that stay there."""
