@@ -31,8 +31,8 @@ def targets(races: Sequence[Record], benches: Sequence[Record]) -> list[list[str
         default["contenders"][FP32]["seconds_an_image"] / seconds
         for default in races
         if default["iterations"] == 256
-        for record in singles
-        if (seconds := best_plan(record))
+        for record, int8 in product(singles, (False, True))
+        if (seconds := best_plan(record, int8))
     ]
     rows.append(_target("30 times the original default (256 iterations, 100 steps)", ratios, 30.0))
     for record in benches:
