@@ -19,12 +19,14 @@ def open_session(
     threads: int | None = None,
     precision: str | None = None,
     cuda_graphs: bool = True,
+    prepack: bool = True,
 ) -> Session:
     """Load a graph of a plan.
 
     threads: how many the host computes with; all physical cores if None.
     precision: "fp32" keeps an engine that would compute in less (OpenVINO) to fp32; None leaves
     the choice to the engine. cuda_graphs: replay loops as CUDA graphs through ONNX Runtime.
+    prepack: see `OnnxRuntimeSession`.
     Raises DisaError if that engine cannot run the graph here.
     """
     engine = choose_engine(plan, engine, precision)
@@ -33,7 +35,13 @@ def open_session(
 
         return open_engine(plan, graph, engine)
     return OnnxRuntimeSession(
-        plan, graph, engine, threads=threads, precision=precision, cuda_graphs=cuda_graphs
+        plan,
+        graph,
+        engine,
+        threads=threads,
+        precision=precision,
+        prepack=prepack,
+        cuda_graphs=cuda_graphs,
     )
 
 

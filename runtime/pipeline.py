@@ -23,6 +23,9 @@ Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 AUTO_BATCH_FLOATS = 64 * 1024**2
 MAX_AUTO_BATCH = 64
+RUN_ONCE = frozenset({"prompt"})
+"""Graphs that run once for a batch and have the weights of another graph. A copy of a language
+model in the layout of the matrix kernels would cost more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,14 @@ class Pipeline:
         plan = Plan.open(Path(path))
         precision = "fp32" if exact and plan.manifest.precision == "fp32" else None
         sessions = {
-            name: open_session(plan, name, engine, threads=threads, precision=precision)
+            name: open_session(
+                plan,
+                name,
+                engine,
+                threads=threads,
+                precision=precision,
+                prepack=name not in RUN_ONCE,
+            )
             for name in plan.manifest.graphs
         }
         return cls(plan, sessions)
