@@ -52,7 +52,7 @@ def test_the_page_holds_every_record(tmp_path: Path) -> None:
     assert code == 0, output
     text = page.read_text()
     assert "| xar_b | DiSA 50:5 | 64 | 300 | 1.00x | 12 | 1.00x | 20 | 1.00x | 2 | 9.5 |" in text
-    assert "| xar_b | fixed 50 | 750 | 2.50x |" in text
+    assert "| xar_b | fixed 50 | 64 | 750 | 2.50x |" in text
     assert (
         "| mar_h | fp32 | 943 | 3.77 | 61.5 | 44 | 5.00 | not checked | 4.5 | 33.5 | - | 11 |"
         in text
