@@ -116,7 +116,7 @@ def main(
     record["shapes"] = shapes or pipe.plan.manifest.name
     work = count_work(pipe.plan, settings, 1, "fp32")
     assert work is not None
-    record["flops_an_image"], record["rates"] = work.flops, matrix_rates(threads)
+    record["flops_an_image"], record["rates"] = work.flops, matrix_rates(threads, ticks)
     if output:
         write_record(record, output)
     click.echo(summary(record))
