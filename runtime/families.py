@@ -28,7 +28,7 @@ AnySettings = Settings | FlowSettings
 Sessions = Mapping[str, Session]
 Options = Mapping[str, Any]
 
-ADAPTIVE_TOLERANCE = 0.02
+ADAPTIVE_TOLERANCE = 0.05
 """The tolerance of the strategy "adaptive" when none is given."""
 
 

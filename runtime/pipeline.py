@@ -137,7 +137,7 @@ class Pipeline:
             temperature: of the noise in each denoising step.
             size: pixels, "512" or "640x384" (width x height), for Harmon.
             tolerance: by how much a token's prediction may change between two denoising steps
-                before a step more is taken; 0 takes all, 0.02 is that of "adaptive".
+                before a step more is taken; 0 takes all, 0.05 is that of "adaptive".
             batch_size: images drawn together; chosen by the model's size if not given.
             first_image: index of the first image in the seed's sequence.
             progress: called with the number of images after each batch.

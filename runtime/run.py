@@ -70,7 +70,7 @@ class BatchSize(click.ParamType):
     "--tolerance",
     type=click.FloatRange(0, 10),
     help="Change of a token between two denoising steps below which steps are left out; "
-    "0.02 with --strategy adaptive.",
+    "0.05 with --strategy adaptive.",
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)

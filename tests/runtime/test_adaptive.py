@@ -204,7 +204,7 @@ def test_images_of_flow_families_leave_alone(
 
 def test_flow_settings_know_adaptive(golden_plan: ExportGolden) -> None:
     pipe = Pipeline.from_plan(golden_plan("flowar_s"), "cpu")
-    assert pipe.settings(strategy="adaptive").tolerance == 0.02
+    assert pipe.settings(strategy="adaptive").tolerance == 0.05
     assert pipe.settings().tolerance == 0
     with pytest.raises(DisaError, match="0 to 10"):
         pipe.settings(tolerance=11)
