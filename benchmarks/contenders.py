@@ -1,7 +1,7 @@
 """What is timed side by side: AR iterations of the original way, and of a plan."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,10 +16,10 @@ from disa.runtime.sampler import StepTable
 from disa.runtime.stats import Stats
 
 from .official_model import OfficialMAR
+from .timing import Clock
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)

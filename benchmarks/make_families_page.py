@@ -18,6 +18,7 @@ from disa.exporter.random_weights import SIZES
 from disa.runtime.bench_report import write_text
 
 from . import family_costs, family_savings, official_sizes
+from .markdown import markdown
 from .records import read_record
 
 ROOT = Path(__file__).parents[1]
@@ -158,12 +159,6 @@ def machine_of(record: Entry, moments: Sequence[tuple[str, float]]) -> str:
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, load average {min(loads)} to "
         f"{max(loads)} at the start of each model."
     )
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table; columns after the first `left` are aligned to the right."""
-    marks = ["---"] * left + ["---:"] * (len(headings) - left)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, marks, *rows))
 
 
 if __name__ == "__main__":

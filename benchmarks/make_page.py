@@ -20,6 +20,7 @@ from disa.runtime.bench_report import HEADINGS, figure, row, write_text
 
 from .growth import HEADINGS as GROWTH_HEADINGS
 from .growth import draw_growth, growth_rows
+from .markdown import markdown
 from .official_loop import FLOOR_HEADINGS, floor_rows, race_rows
 from .official_loop import HEADINGS as RACE_HEADINGS
 from .savings import HEADINGS as SAVING_HEADINGS
@@ -273,12 +274,6 @@ def _values(values: Any) -> str:
 
 def _options(options: Mapping[str, Any]) -> str:
     return " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-
-
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; columns after the first are aligned to the right."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def draw_chart(races: Sequence[Record], path: Path) -> None:

@@ -9,10 +9,8 @@ all iterations, with backbone calls and denoising steps in between interpolated.
 same for all and left out.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from disa.engines.cpu import physical_cores
 from disa.exporter.checkpoint import open_checkpoint
 from disa.exporter.mar_config import configure, official_config
 from disa.exporter.random_weights import random_plan, random_state
-from disa.runtime.bench_machine import describe_machine, describe_versions
 from disa.runtime.bench_report import check_writable, figure, table, write_record
 from disa.runtime.bench_work import count_work
 from disa.runtime.masked import prediction_counts
@@ -37,8 +34,9 @@ from disa.runtime.settings import Settings
 from .contenders import Contender, Lap, Official, Plans, State
 from .official_model import OfficialMAR
 from .rates import matrix_rates
+from .records import moment, new_record
+from .timing import CLOCKS
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FP32, BF16 = "official fp32", "official bf16 autocast"
 
 
@@ -131,7 +129,7 @@ def race(
     every: int,
 ) -> dict[str, Any]:
     """Time every contender on the same iterations, and say what an image takes, as JSON."""
-    machine, start = describe_machine(), time.perf_counter()
+    record, start = new_record("official_loop"), time.perf_counter()
     measured = sorted({*range(0, settings.iterations, every), settings.iterations - 1})
     laps: dict[str, list[Lap]] = {contender.name: [] for contender in contenders}
     differences = {contender.name: 0.0 for contender in contenders}
@@ -156,12 +154,8 @@ def race(
         name: {**whole(measured, taken, steps, batch), "difference": differences[name]}
         for name, taken in laps.items()
     }
-    machine["load_after"] = round(os.getloadavg()[0], 2)
-    return {
-        "kind": "official_loop",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "versions": {**describe_versions(), "torch": torch.__version__},
+    record["machine"]["load_after"] = moment()["load"]
+    return record | {
         "batch_size": batch,
         "iterations": settings.iterations,
         "schedule": str(settings.schedule),

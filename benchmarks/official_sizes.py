@@ -37,6 +37,7 @@ from .records import Record, choose, moment, read_entries, write_entries
 
 KIND = "official_sizes"
 GIB = 1 << 30
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 SHORT: Mapping[str, dict[str, Any]] = {
     "mar": {"iterations": 4, "steps": "4:2"},
     "flowar": {"steps": "4:2"},
@@ -57,10 +58,8 @@ HEADINGS = (
 @click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
 @click.option("--engine", default="cpu", show_default=True, help="What draws.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for up to 35 GB of files.")
-@click.option(
-    "--keep", type=click.Path(path_type=Path), help="Folder for the plans, else they are removed."
-)
+@click.option("--scratch", type=FOLDER, help="Folder for up to 35 GB of files.")
+@click.option("--keep", type=FOLDER, help="Folder for the plans, else they are removed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
 def main(
     only: str | None,

@@ -6,7 +6,6 @@ nothing is said about accuracy.
 """
 
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from disa.errors import DisaError
 from disa.exporter.plan_graph import PlanGraph
 from disa.exporter.quantize import Format
 
+from .timing import CLOCKS
+
 RANGE = 8.0
 STEPS = 50
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def backbone_inputs(plan: Plan, visible: int, predicted: int, batch: int) -> dict[str, Any]:

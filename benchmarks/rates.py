@@ -5,7 +5,6 @@ precision can take, whatever else it saves.
 """
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -14,9 +13,9 @@ from onnx import TensorProto, helper
 
 from disa.engines.cpu import physical_cores
 
-SIZE, TRIES = 2048, 5
+from .timing import Clock, least
 
-Clock = Callable[[], float]
+SIZE, TRIES = 2048, 5
 
 
 def matrix_rates(
@@ -35,7 +34,7 @@ def matrix_rates(
 def bf16_rate(clock: Clock = time.perf_counter, size: int = SIZE) -> float:
     """In PyTorch, with the threads that it is set to: ONNX Runtime has no bf16 on the CPU."""
     left, right = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / least(lambda: torch.mm(left, right), clock)
+    return 2 * size**3 / least(lambda: torch.mm(left, right), clock, TRIES)
 
 
 def onnx_rate(
@@ -64,15 +63,4 @@ def onnx_rate(
         )
         for name in ("left", "right")
     }
-    return 2 * size**3 / least(lambda: session.run(None, inputs), clock)
-
-
-def least(work: Callable[[], object], clock: Clock) -> float:
-    """The shortest time of several, in seconds, after one that does not count."""
-    work()
-    times = []
-    for _ in range(TRIES):
-        start = clock()
-        work()
-        times.append(clock() - start)
-    return min(times)
+    return 2 * size**3 / least(lambda: session.run(None, inputs), clock, TRIES)

@@ -22,6 +22,18 @@ def moment() -> dict[str, Any]:
     }
 
 
+def new_record(kind: str) -> Record:
+    """A record without entries: when it is made, on what, and with which packages."""
+    import torch
+
+    return {
+        "kind": kind,
+        "date": moment()["date"],
+        "machine": describe_machine(),
+        "versions": {**describe_versions(), "torch": torch.__version__},
+    }
+
+
 def read_record(path: Path, kind: str) -> Record:
     """A record of that kind; an empty one if there is no file yet.
 
@@ -49,15 +61,8 @@ def write_entries(
     path: Path, kind: str, entries: Mapping[str, Record], order: Sequence[str]
 ) -> None:
     """Write all entries in the order of their names in `order`."""
-    import torch
-
-    record = {
-        "kind": kind,
-        "machine": describe_machine(),
-        "versions": {**describe_versions(), "torch": torch.__version__},
-        "entries": {name: entries[name] for name in order if name in entries},
-    }
-    write_record(record, path)
+    ordered = {name: entries[name] for name in order if name in entries}
+    write_record({**new_record(kind), "entries": ordered}, path)
 
 
 def choose(only: str | None, known: Sequence[str]) -> list[str]:

@@ -3,10 +3,7 @@
 python -m benchmarks.savings --json benchmarks/results/savings.json
 """
 
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,11 @@ from disa.exporter.head import DiffusionMLP, HeadStep
 from disa.exporter.layers import Block, QueryBlock
 from disa.exporter.mar_config import official_config
 from disa.exporter.random_weights import random_plan
-from disa.runtime.bench_machine import describe_machine, describe_versions
 from disa.runtime.bench_report import check_writable, figure, table, write_record
 
 from .official_model import Net
+from .records import moment, new_record
+from .timing import CLOCKS, least
 
 PREDICTED, STEPS, TRIES = 4, 27, 5
 """Tokens of an AR iteration in the middle of 64, its denoising steps, and how often to try."""
@@ -44,19 +42,14 @@ def main(plan: Path | None, output: Path | None) -> None:
         check_writable(output)
     torch.set_num_threads(1)
     path = plan or random_plan("mar_b")
-    machine, entries = describe_machine(), []
+    record = new_record("savings")
+    record["entries"] = []
     with torch.no_grad():
         for what, before, after, of in [*layer_savings(), *head_savings(), *engine_savings(path)]:
-            slow, fast = milliseconds(before), milliseconds(after)
-            entries.append({"saving": what, "before": slow, "after": fast, "of": of})
-    machine["load_after"] = round(os.getloadavg()[0], 2)
-    record = {
-        "kind": "savings",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "versions": {**describe_versions(), "torch": torch.__version__},
-        "entries": entries,
-    }
+            slow, fast = (1000 * least(work, CLOCKS["cpu"], TRIES) for work in (before, after))
+            entry = {"saving": what, "before": slow, "after": fast, "of": of}
+            record["entries"].append(entry)
+    record["machine"]["load_after"] = moment()["load"]
     if output:
         write_record(record, output)
     click.echo(table(HEADINGS, saving_rows(record)))
@@ -68,17 +61,6 @@ def saving_rows(record: Mapping[str, Any]) -> list[list[str]]:
         [entry["saving"], figure(entry["before"]), figure(entry["after"]), entry["of"]]
         for entry in record["entries"]
     ]
-
-
-def milliseconds(work: Callable[[], object]) -> float:
-    """The least CPU time of several runs, after one that does not count."""
-    work()
-    times = []
-    for _ in range(TRIES):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return 1000 * min(times)
 
 
 def layer_savings() -> Iterator[Saving]:
