@@ -91,20 +91,24 @@ class Official:
         images = np.arange(batch)
         tokens = np.zeros((batch, len(positions), state.tokens.shape[2]), np.float32)
         masked = np.ones(tokens.shape[:2], bool)
-        known = positions[: len(state.tokens)]
-        tokens[images, known], masked[images, known] = state.tokens, False
+        visible = positions[: len(state.tokens)]
+        tokens[images, visible], masked[images, visible] = state.tokens, False
         predicted = np.zeros_like(masked)
         predicted[images, state.predicted] = True
         rows = grid_rows(state.predicted)
         noise, coefficients = state.noise[:, rows], state.table.coefficients
-        inputs = [torch.from_numpy(a) for a in (tokens, masked, predicted, state.labels)]
-        steps = [torch.from_numpy(a) for a in (noise, state.table.timesteps, coefficients)]
+        known, mask, wanted, labels = (
+            torch.from_numpy(array) for array in (tokens, masked, predicted, state.labels)
+        )
+        draws, timesteps, factors = (
+            torch.from_numpy(array) for array in (noise, state.table.timesteps, coefficients)
+        )
         cast = torch.autocast("cpu", self._dtype) if self._dtype else nullcontext()
         with torch.no_grad(), cast:
             start = self._clock()
-            z = self._model.condition(*inputs, state.guided)
+            z = self._model.condition(known, mask, wanted, labels, state.guided)
             middle = self._clock()
-            x = self._model.sample(z, *steps, state.scale, state.guided)
+            x = self._model.sample(z, draws, timesteps, factors, state.scale, state.guided)
             end = self._clock()
         sampled = np.empty_like(state.noise[0])
         sampled[rows] = x.float().numpy()

@@ -106,8 +106,7 @@ def main(
         label = f"disa {name}" + ("" if precision == "fp32" else f" {precision}")
         contenders.append(Plans(label, pipe.sessions, config.class_num, ticks))
     assert pipe is not None
-    options = {"iterations": iterations, "steps": steps, "strategy": strategy}
-    settings = pipe.settings(**options)
+    settings = pipe.settings(iterations=iterations, steps=steps, strategy=strategy)
     assert isinstance(settings, Settings)
     record = race(contenders, settings, config.tokens, config.channels, batch_size, every)
     record["clock"], record["threads"] = clock, torch.get_num_threads()

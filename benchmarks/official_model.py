@@ -70,11 +70,11 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int, channels: int = 256) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.frequencies = channels // 2
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        exponent = torch.arange(self.half, dtype=torch.float32) / self.half
+        exponent = torch.arange(self.frequencies, dtype=torch.float32) / self.frequencies
         angle = timestep[:, None] * torch.exp(-math.log(10000) * exponent)
         result: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
         return result

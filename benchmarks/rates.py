@@ -5,6 +5,7 @@ precision can take, whatever else it saves.
 """
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import onnxruntime
@@ -38,7 +39,7 @@ def bf16_rate(clock: Clock = time.perf_counter, size: int = SIZE) -> float:
 
 
 def onnx_rate(
-    operator: str, types: dict[str, int], threads: int | None, clock: Clock, size: int
+    operator: str, types: Mapping[str, int], threads: int | None, clock: Clock, size: int
 ) -> float:
     """In ONNX Runtime; types: of `left` and `right`, which are multiplied, and of `product`."""
     left, right, product = (
