@@ -141,8 +141,12 @@ class Plans:
         start = self._clock()
         condition = self._backbone.run(inputs)["condition"]
         middle = self._clock()
-        sampled = self._head.sample(state.table, condition, state.scale, state.noise, Stats())
-        result = np.asarray(sampled)
+        step, noise = state.table.every_step(state.noise.shape[1]), state.noise
+        result = np.asarray(
+            self._head.walk(
+                state.table, step, condition, state.scale, noise[0], noise[1:], Stats()
+            )
+        )
         return Lap(middle - start, self._clock() - middle, result)
 
 

@@ -88,7 +88,7 @@ def denoise(head: Denoiser, table: StepTable, tolerance: float, start: Array) ->
     Returns:
         The sampled items, [..., items, C].
     """
-    steps = np.repeat(np.arange(len(table), dtype=np.int64)[:, None], head.items, axis=1)
+    steps = table.every_step(head.items)
     first = max(MIN_FIRST, round(FIRST_SHARE * len(table)))
     rest = len(table) - first
     if not tolerance or rest < MIN_REST:
@@ -124,9 +124,12 @@ def prediction_change(
 
 
 def steps_kept(change: Floats, rest: int, tolerance: float) -> Ints:
-    """How many of the `rest` steps each item takes: two to all of them, as `levels` allows."""
+    """How many of the `rest` steps each item takes: two to all of them, as `levels` allows.
+
+    An item whose change is not a number takes all of them.
+    """
     allowed = levels(rest)
-    wanted = np.ceil(np.minimum(rest * change.astype(np.float64) / tolerance, rest))
+    wanted = np.ceil(np.fmin(rest * change.astype(np.float64) / tolerance, rest))
     return np.array(allowed, np.int64)[np.searchsorted(allowed, wanted)]
 
 

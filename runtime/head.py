@@ -71,24 +71,6 @@ class Head:
         self._session, self._timestep = sessions["head"], sessions["timestep"]
         self._embeddings: dict[bytes, Array] = {}
 
-    def sample(
-        self, table: StepTable, condition: Array, guidance_scale: float, noise: Array, stats: Stats
-    ) -> Array:
-        """Denoise the rows of an AR iteration.
-
-        Args:
-            table: the steps, noisiest first.
-            condition: [guidance, rows, width].
-            guidance_scale: the same for all rows.
-            noise: [1 + steps, rows, C]; the first is where denoising starts.
-
-        Returns:
-            The sampled rows, [rows, C].
-        """
-        steps, rows = len(table), noise.shape[1]
-        step = np.repeat(np.arange(steps, dtype=np.int64)[:, None], rows, axis=1)
-        return self.walk(table, step, condition, guidance_scale, noise[0], noise[1:], stats)
-
     def walk(
         self,
         table: StepTable,
@@ -104,6 +86,8 @@ class Head:
         Args:
             table: the steps of all rows.
             step: where in the table each row is, [steps, rows].
+            condition: [guidance, rows, width].
+            guidance_scale: the same for all rows.
             x: the rows now, [rows, C].
             noise: for each step, [steps, rows, C].
 

@@ -57,6 +57,10 @@ class StepTable:
         """Where on the way from noise to token each step begins, falling, [steps]."""
         return self.timesteps.astype(np.float64)
 
+    def every_step(self, items: int) -> npt.NDArray[np.int64]:
+        """The way of items that take all steps: where in the table each is, [steps, items]."""
+        return np.repeat(np.arange(len(self), dtype=np.int64)[:, None], items, axis=1)
+
     def part(self, rows: slice) -> Self:
         """Some neighbouring steps."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -120,11 +124,12 @@ def strided_timesteps(steps: int, clip: int | None) -> list[int]:
     """
     if not 2 <= steps <= TRAINING_STEPS:
         raise DisaError(f"a sampler takes 2 to {TRAINING_STEPS} steps, not {steps}")
-    for length in range(TRAINING_STEPS, 1, -1):
-        for stride in range(1, length):
-            if len(range(0, length, stride)) == steps:
-                return _clipped(list(range(0, length, stride)), clip)
-    raise DisaError(f"no integer stride gives {steps} DDIM steps")
+    strided = (
+        range(0, length, stride)
+        for length in range(TRAINING_STEPS, 1, -1)
+        for stride in range(1, length)
+    )
+    return _clipped(list(next(found for found in strided if len(found) == steps)), clip)
 
 
 def _clipped(timesteps: list[int], clip: int | None) -> list[int]:

@@ -71,6 +71,7 @@ def test_steps_kept() -> None:
     change = np.array([0.0, 0.001, 0.02, 5.0, 0.011], np.float32)
     assert steps_kept(change, 40, 0.02).tolist() == [5, 5, 40, 40, 30]
     assert steps_kept(change, 3, 0.02).tolist() == [2, 2, 3, 3, 2]
+    assert steps_kept(np.array([np.nan, np.inf], np.float32), 40, 0.02).tolist() == [40, 40]
 
 
 @pytest.mark.parametrize("sampler", [SamplerName.DDPM, SamplerName.DDIM])
