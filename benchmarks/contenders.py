@@ -143,9 +143,7 @@ class Plans:
         middle = self._clock()
         step, noise = state.table.every_step(state.noise.shape[1]), state.noise
         result = np.asarray(
-            self._head.walk(
-                state.table, step, condition, state.scale, noise[0], noise[1:], Stats()
-            )
+            self._head.walk(state.table, step, condition, state.scale, noise[0], noise[1:], Stats())
         )
         return Lap(middle - start, self._clock() - middle, result)
 

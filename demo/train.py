@@ -24,6 +24,7 @@ from torch import Tensor
 from disa.errors import DisaError
 from disa.exporter.mar import MAR
 from disa.exporter.mar_config import Config
+from disa.files import written_whole
 
 from . import fashion_mnist
 from .model import CONFIG, TrainingMAR, initialise, masked_count, patchify
@@ -208,10 +209,8 @@ def batches(
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as file:
+        torch.save(content, file)
 
 
 def train(run: Run, data: Path, work: Path, output: Path, save_minutes: float) -> None:

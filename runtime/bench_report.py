@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DisaError
+from ..files import written_whole
 from .bench_measure import FORMAT
 
 MIB = 1 << 20
@@ -29,7 +30,7 @@ def read_record(path: Path) -> dict[str, Any]:
             _key(entry)
             float(entry["seconds_an_image"]["median"])
         str(record["machine"]["processor"]), str(record["plan"]["name"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DisaError(f"{path} is damaged: it lacks {error}; measure again") from error
     return record
 
@@ -41,12 +42,10 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with written_whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DisaError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

@@ -1,7 +1,7 @@
 """What disa-bench measures: one combination of engine, batch size and sampling options."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -25,9 +25,6 @@ class Variant:
     engine: str
     batch_size: int
     options: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def variants(

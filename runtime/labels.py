@@ -6,24 +6,17 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import DisaError
+from ..files import read_text
 
 MAX_BYTES = 1 << 22
 
 
 def read_labels(path: Path) -> list[str]:
     """Class names from a text file, one a line, the first for class 0."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode()
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DisaError(f"{path}: it is not a text file with one class name a line") from error
-    names = [line.strip() for line in text.splitlines()]
+    names = [line.strip() for line in read_text(path, MAX_BYTES).splitlines()]
     while names and not names[-1]:
         names.pop()
-    if not names or len(data) > MAX_BYTES:
+    if not names:
         raise DisaError(f"{path}: it must hold one class name a line")
     return names
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DisaError, MissingDependency
+from ..files import read_text
 
 TOKENIZER_MEMBER = "tokenizer.json"
 """The plan's member that holds the tokenizer."""
@@ -53,11 +54,6 @@ class Tokenizer:
                 f"the one that begins {str(prompt)[:40]!r}"
             )
         return ids
-
-    @property
-    def size(self) -> int:
-        """One more than the largest token id."""
-        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def read_prompts(path: Path | str) -> list[str]:
         DisaError: unreadable, not UTF-8, of another shape, or without prompts.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path, MAX_FILE_BYTES)
     try:
         match path.suffix.lower():
             case ".json":
@@ -159,17 +155,3 @@ def read_prompts(path: Path | str) -> list[str]:
     if not prompts:
         raise DisaError(f"{path}: there are no prompts in it")
     return prompts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise DisaError(f"{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DisaError(f"{path}: it is not UTF-8 text") from error

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..engines.checked_json import JSONError, Value, integer, list_of, load, text
 from ..errors import DisaError
+from ..files import read_bytes
 
 MIN_STEPS = 2
 MAX_STEPS = 1000
@@ -122,14 +123,8 @@ def read_schedule(path: Path) -> FittedSchedule:
     Raises:
         DisaError: the file cannot be read, or holds no usable schedule.
     """
+    data = read_bytes(path, MAX_SCHEDULE_BYTES)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SCHEDULE_BYTES + 1)
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    try:
-        if len(data) > MAX_SCHEDULE_BYTES:
-            raise JSONError(f"it is larger than {MAX_SCHEDULE_BYTES} bytes")
         return _checked(load(data, "the schedule"))
     except (JSONError, DisaError) as error:
         raise DisaError(

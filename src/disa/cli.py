@@ -2,9 +2,9 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -14,8 +14,6 @@ from .errors import DisaError
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
-
-T = TypeVar("T")
 
 
 class DisaCommand(click.Command):
@@ -87,18 +85,8 @@ def _fail(ctx: click.Context, message: str, code: int) -> None:
     ctx.exit(code)
 
 
-def progress(
-    items: Iterable[T], description: str, unit: str, total: int | None = None
-) -> Iterable[T]:
-    """Iterate with a progress bar on stderr; no bar when stderr is not a terminal."""
-    bar: Iterable[T] = tqdm(
-        items, desc=description, unit=unit, total=total, disable=not sys.stderr.isatty()
-    )
-    return bar
-
-
 @contextmanager
 def progress_bar(total: int, description: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr that is advanced by calling what it yields."""
+    """A progress bar that is advanced by calling what it yields; none if stderr is no terminal."""
     with tqdm(total=total, desc=description, unit=unit, disable=not sys.stderr.isatty()) as bar:
         yield lambda count: bar.update(count) and None

@@ -128,6 +128,14 @@ def test_what_is_no_record(tmp_path: Path, content: str, complaint: str) -> None
         read_record(path)
 
 
+def test_a_record_with_an_absurd_number(tmp_path: Path, record: dict[str, Any]) -> None:
+    absurd = copy.deepcopy(record)
+    absurd["variants"][0]["seconds_an_image"]["median"] = 10**400
+    write_record(absurd, tmp_path / "absurd.json")
+    with pytest.raises(DisaError, match="damaged"):
+        read_record(tmp_path / "absurd.json")
+
+
 def test_a_record_is_written_whole_or_not(tmp_path: Path, record: dict[str, Any]) -> None:
     path = tmp_path / "new.json"
     write_record(record, path)

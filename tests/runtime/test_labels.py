@@ -36,9 +36,11 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("cat\n dog \n\nbird\n\n")
     assert read_labels(path) == ["cat", "dog", "", "bird"]
-    for data in (b"", b"\n\n", b"\xff\xfe\x00"):
+    for data, told in ((b"", "one class name"), (b"\n\n", "a line"), (b"\xff\xfe\x00", "UTF-8")):
         path.write_bytes(data)
-        with pytest.raises(DisaError, match="one class name a line"):
+        with pytest.raises(DisaError, match=told):
             read_labels(path)
+    path.write_bytes(b"\xef\xbb\xbfcat\n")
+    assert read_labels(path) == ["cat"]
     with pytest.raises(DisaError, match="cannot be read"):
         read_labels(tmp_path)

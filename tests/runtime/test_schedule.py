@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from disa.errors import DisaError
 from disa.runtime.schedule import (
+    MAX_SCHEDULE_BYTES,
     AnnealedSchedule,
     FittedSchedule,
     Strategy,
@@ -98,6 +99,8 @@ def test_a_schedule_is_read_as_it_was_written(tmp_path: Path) -> None:
         '{"format": "disa-schedule"}',
         '{"format": "disa-schedule", "version": 2, "steps": [5]}',
         '{"format": "disa-schedule", "version": 1, "steps": []}',
+        '{"format": "disa-schedule", "version": 1, "steps": [1e999]}',
+        '{"format": "disa-schedule", "version": 1, "steps": [' + "9" * 5000 + "]}",
         '{"format": "disa-schedule", "version": 1, "steps": [1]}',
         '{"format": "disa-schedule", "version": 1, "steps": [1001]}',
         '{"format": "disa-schedule", "version": 1, "steps": [5.5]}',
@@ -118,8 +121,11 @@ def test_a_damaged_schedule_is_refused_in_one_sentence(tmp_path: Path, content: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_schedule_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_a_schedule_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match="cannot be read"):
         read_schedule(tmp_path / "none.json")
+    (tmp_path / "large.json").write_bytes(b" " * (MAX_SCHEDULE_BYTES + 1))
+    with pytest.raises(DisaError, match=r"large\.json: it is larger than 4 MiB"):
+        read_schedule(tmp_path / "large.json")
     with pytest.raises(DisaError, match="object with a method steps"):
         as_schedule(5)
