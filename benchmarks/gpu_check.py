@@ -2,28 +2,34 @@
 
 python -m benchmarks.gpu_check -o gpu.json --wheels FOLDER
 
-Needs PyTorch, onnx and onnxscript; disa need not be installed. What else is wanted
-(onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) may lie as wheels in a folder, whole or cut
+Needs PyTorch, onnx and onnxscript; disa need not be installed. What else is wanted (click, tqdm,
+onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) may lie as wheels in a folder, whole or cut
 into pieces named NAME.whl.00, NAME.whl.01 and so on. Every part runs in a process of its own and
 reports line by line, so one that crashes or hangs takes nothing with it; the most valuable parts
-come first. Exit code 1 if a check failed.
+come first, and plans that later ones need are exported beside them. Exit code 1 if a check failed.
 """
 
+import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SITE = "site"
+"""The folder that wheels are installed into."""
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
 SIZES = ("mar_b", "mar_l", "mar_h")
+FAMILIES = ("mar_patch2", "flowar_s", "xar", "harmon")
 TARGETS = (("mar_b", 1, 10.0), ("mar_b", 64, 2.5))
 """How many times faster than eager PyTorch the best engine should be: size, batch, times."""
 HEAD_TARGET = 2.0
@@ -40,6 +46,22 @@ class Part:
     """When to stop it, if there is still so much time."""
     engine: str = ""
     """What it is about; once that cannot be used, the part is left out."""
+    plan: str = ""
+    """The file that `EXPORTS` makes for it."""
+
+
+def golden_plan(model: str, precision: str) -> str:
+    """The file name of a golden model's plan."""
+    return f"{model}-{precision}.plan"
+
+
+def random_plan(size: str, precision: str) -> str:
+    """The file name of a plan with random weights."""
+    return f"{size}-{precision}-random.plan"
+
+
+EXPORTS = Part("exports", ("exports", ",".join(SIZES), ",".join(FAMILIES)), 600)
+"""Goes on beside the others: exporting keeps one core busy for minutes, and no GPU."""
 
 
 def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
@@ -55,49 +77,59 @@ def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
     found = [Part("machine", ("machine",), 60)]
     found += [Part(f"checks {e}", ("checks", e, "fp32,fp16", "mar"), 90, e) for e in engines]
     for size in SIZES:
-        found += [Part(f"{size} {e}", ("engine", size, e), 120, e) for e in engines]
+        plan = random_plan(size, "fp16")
+        found += [Part(f"{size} {e}", ("engine", size, e), 120, e, plan) for e in engines]
         found.append(Part(f"{size} eager", ("eager", size), 120))
         if size == SIZES[0]:
             found.append(Part("refusals", ("refusals",), 60))
     found += [Part(f"{size} compile", ("compile", size), 100) for size in SIZES[:1]]
-    others = "mar_patch2,flowar_s,xar,harmon"
-    found += [Part(f"families {e}", ("checks", e, "fp32", others), 120, e) for e in engines]
+    others, last = ",".join(FAMILIES), golden_plan(FAMILIES[-1], "fp32")
+    found += [Part(f"families {e}", ("checks", e, "fp32", others), 120, e, last) for e in engines]
     found += [Part(f"{size} compile", ("compile", size), 100) for size in SIZES[1:]]
     return found
 
 
-def environment(wheels: Path | None, folder: Path) -> dict[str, str]:
-    """What the parts run in: this tree, importable as disa, and the wheels before all others."""
-    paths = [str(ROOT)]
-    if wheels is not None:
-        paths.insert(0, str(install(wheels, folder)))
+def environment(folder: Path) -> dict[str, str]:
+    """What parts run in: installed wheels before all else, and this tree, importable as disa."""
     package = folder / "package" / "disa"
     package.mkdir(parents=True)
     sources = [*(ROOT / "src" / "disa").iterdir()]
     sources += [ROOT / name for name in ("exporter", "engines", "runtime", "calibration")]
     for source in sources:
         (package / source.name).symlink_to(source)
-    paths.append(str(package.parent))
+    paths = [str(folder / SITE), str(ROOT), str(package.parent)]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     settings = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     return {**os.environ, "DISA_CACHE": str(folder / "cache"), **settings}
 
 
-def install(wheels: Path, folder: Path) -> Path:
-    """Install wheels without a network, after putting those in pieces together."""
-    whole, site = folder / "wheels", folder / "site"
+def install(wheels: Path, folder: Path) -> dict[str, str]:
+    """Install wheels without a network, after putting those in pieces together.
+
+    Returns for each what pip said of it, "done" if nothing.
+    """
+    whole = folder / "wheels"
     whole.mkdir()
     for piece in sorted(wheels.glob("*.whl*")):
         name = piece.name if piece.suffix == ".whl" else piece.stem
         with (whole / name).open("ab") as target, piece.open("rb") as source:
             shutil.copyfileobj(source, target)
-    files = [str(path) for path in sorted(whole.glob("*.whl"))]
-    say(f"installing {', '.join(Path(name).name for name in files) or 'no wheels'}")
-    if files:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        subprocess.run([*command, "--no-compile", "--target", str(site), *files], check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command += ["--no-compile", "--target", str(folder / SITE)]
+    outcomes = {}
+    # One at a time: pip installs none of several if it refuses one.
+    for path in sorted(whole.glob("*.whl")):
+        ended = subprocess.run([*command, str(path)], capture_output=True, text=True)
+        outcomes[path.name] = _ending(ended.returncode, ended.stderr)
     shutil.rmtree(whole)
-    return site
+    return outcomes
+
+
+def _ending(code: int, said: str) -> str:
+    if code == 0:
+        return "done"
+    lines = said.strip().splitlines() or ["no words"]
+    return f"ended with {code}: {lines[-1][:500]}"
 
 
 class Check:
@@ -105,47 +137,92 @@ class Check:
 
     def __init__(self, device: str, minutes: float, output: Path, folder: Path) -> None:
         self.device, self.output, self.folder = device, output, folder
-        self.end = time.monotonic() + 60 * minutes
+        self.began = time.monotonic()
+        self.end = self.began + 60 * minutes
         self.program = [sys.executable, "-m", "benchmarks.gpu_part"]
         self.lines: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
+        self.exports: subprocess.Popen[bytes] | None = None
+
+    def install(self, wheels: Path) -> None:
+        """Install wheels; one that cannot be is told, and the parts do without it."""
+        for name, outcome in install(wheels, self.folder).items():
+            self._ended(f"wheel {name}", outcome, time.monotonic())
 
     def run(self, part: Part, settings: dict[str, str]) -> None:
         """Run a part for as long as there is time, and write all that is known."""
-        seconds = min(part.seconds, self.end - time.monotonic())
         began = time.monotonic()
         unusable = {line["engine"] for line in self.lines if line["kind"] == "unusable"}
         if part.engine in unusable:
             outcome = f"left out: {part.engine} cannot be used"
-        elif seconds < 10:
+        elif self._seconds(part) < 10:
             outcome = "left out: no time"
         else:
-            outcome = self._run(part, settings, seconds)
-        took = round(time.monotonic() - began, 1)
-        self.parts.append({"part": part.name, "outcome": outcome, "seconds": took})
-        if outcome != "done":
-            say(f"{part.name}: {outcome}")
-        self.write()
+            self._await_plan(part)
+            process = self._begin(part, settings)
+            outcome = self._end(part, process, self._seconds(part))
+        self._ended(part.name, outcome, began)
 
-    def _run(self, part: Part, settings: dict[str, str], seconds: float) -> str:
-        lines = self.folder / "lines.jsonl"
-        lines.unlink(missing_ok=True)
+    def begin_exports(self, settings: dict[str, str]) -> None:
+        """Export plans while parts run."""
+        self.exports = self._begin(EXPORTS, settings)
+
+    def end_exports(self) -> None:
+        """Stop exporting, if it still goes on."""
+        if self.exports is not None:
+            outcome = self._end(EXPORTS, self.exports, 0)
+            self._ended(EXPORTS.name, outcome, self.began)
+
+    def _seconds(self, part: Part) -> float:
+        return min(part.seconds, self.end - time.monotonic())
+
+    def _await_plan(self, part: Part) -> None:
+        """Wait until the plan of a part is exported; if it is not, the part does it itself."""
+        if self.exports is None or not part.plan:
+            return
+        until = time.monotonic() + self._seconds(part)
+        while not (self.folder / part.plan).exists() and self.exports.poll() is None:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+
+    def _begin(self, part: Part, settings: dict[str, str]) -> subprocess.Popen[bytes]:
         command = [*self.program, *part.arguments]
-        command += ["--device", self.device, "--folder", str(self.folder), "--lines", str(lines)]
-        command += ["--seconds", f"{seconds - 3:.0f}"]
-        try:
-            ended = subprocess.run(
-                command, env=settings, cwd=ROOT, timeout=seconds, stderr=subprocess.PIPE, text=True
+        command += ["--device", self.device, "--folder", str(self.folder)]
+        command += ["--lines", str(self._file(part, "jsonl"))]
+        command += ["--seconds", f"{self._seconds(part) - 3:.0f}"]
+        # A file and no pipe, and a group: what a part leaves running holds nothing up.
+        with self._file(part, "txt").open("wb") as said:
+            return subprocess.Popen(
+                command, env=settings, cwd=ROOT, stderr=said, start_new_session=True
             )
-            outcome = "done"
-            if ended.returncode:
-                said = ended.stderr.strip().splitlines() or ["no words"]
-                outcome = f"ended with {ended.returncode}: {said[-1][:500]}"
+
+    def _end(self, part: Part, process: subprocess.Popen[bytes], seconds: float) -> str:
+        try:
+            code = process.wait(seconds)
+            outcome = _ending(code, self._file(part, "txt").read_text(errors="replace"))
         except subprocess.TimeoutExpired:
-            outcome = f"stopped after {seconds:.0f} s"
+            outcome = "stopped: its time was up"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        lines = self._file(part, "jsonl")
         if lines.exists():
-            self.lines += [json.loads(line) for line in lines.read_text().splitlines()]
+            # The last line of a part that was stopped may be cut short.
+            whole = lines.read_text().rpartition("\n")[0]
+            self.lines += [json.loads(line) for line in whole.splitlines()]
         return outcome
+
+    def _file(self, part: Part, suffix: str) -> Path:
+        return self.folder / f"{part.name.replace(' ', '-')}.{suffix}"
+
+    def _ended(self, name: str, outcome: str, began: float) -> None:
+        took = round(time.monotonic() - began, 1)
+        self.parts.append({"part": name, "outcome": outcome, "seconds": took})
+        if outcome != "done":
+            say(f"{name}: {outcome}")
+        self.write()
 
     def write(self) -> dict[str, Any]:
         """Everything that is known so far, as it is written."""
@@ -154,6 +231,12 @@ class Check:
             kind: [_without(line) for line in self.lines if line["kind"] == kind] for kind in kinds
         }
         checks = kept["check"]
+        # A part that checks and does not come to its end may have failed there.
+        cut_short = any(
+            part["part"].startswith(("checks", "families"))
+            and part["outcome"].startswith(("ended", "stopped"))
+            for part in self.parts
+        )
         result = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **(kept["about"][0] if kept["about"] else {}),
@@ -161,7 +244,7 @@ class Check:
             "tensorrt-rtx says": {line["question"]: line["answer"] for line in kept["refusal"]},
             "unusable": {line["engine"]: line["reason"] for line in kept["unusable"]},
             "checks": checks,
-            "passed": bool(checks) and all(check["passed"] for check in checks),
+            "passed": bool(checks) and not cut_short and all(check["passed"] for check in checks),
             "machine": kept["machine"][0] if kept["machine"] else None,
             "floors": [
                 floor
@@ -172,6 +255,7 @@ class Check:
             "failures": kept["failure"],
             "targets": targets(kept["speed"], kept["floor"]),
         }
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         kept_aside = self.output.with_name(f".{self.output.name}")
         kept_aside.write_text(json.dumps(result, indent=1) + "\n")
         kept_aside.replace(self.output)
@@ -212,44 +296,53 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    import click
-
-    @click.command()
-    @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
-    @click.option("--quick", is_flag=True, help="A tiny model and few runs, to try the script.")
-    @click.option("--minutes", default=9.0, show_default=True, help="Time to keep within.")
-    @click.option("--engines", default=",".join(ENGINES), show_default=True)
-    @click.option("--parts", default="", help="Only parts with one of these, comma-separated.")
-    @click.option("--wheels", type=click.Path(exists=True, path_type=Path), help="See above.")
-    @click.option("-o", "--output", type=click.Path(path_type=Path), default="gpu-check.json")
-    def command(
-        device: str,
-        quick: bool,
-        minutes: float,
-        engines: str,
-        parts: str,
-        wheels: Path | None,
-        output: Path,
-    ) -> None:
-        """Check parity on this machine's GPU, then measure; write JSON."""
-        if device == "cpu" and not quick:
-            raise click.UsageError("without a GPU only --quick makes sense")
-        with tempfile.TemporaryDirectory(prefix="disa-gpu-") as folder:
-            # The time to install counts too.
-            check = Check(device, minutes, output, Path(folder))
-            settings = environment(wheels, Path(folder))
-            for part in parts_of(quick, engines.split(",")):
+    """The command line. No package is needed here that a wheel may bring."""
+    arguments = parser().parse_args()
+    if arguments.device == "cpu" and not arguments.quick:
+        sys.exit("without a GPU only --quick makes sense")
+    with tempfile.TemporaryDirectory(prefix="disa-gpu-", ignore_cleanup_errors=True) as folder:
+        # The time to install counts too.
+        check = Check(arguments.device, arguments.minutes, arguments.output, Path(folder))
+        # A place that cannot be written to is to be known before ten minutes have gone.
+        check.write()
+        if arguments.wheels is not None:
+            check.install(arguments.wheels)
+        settings = environment(Path(folder))
+        if not arguments.quick:
+            check.begin_exports(settings)
+        try:
+            for part in parts_of(arguments.quick, arguments.engines.split(",")):
                 # What the machine can do is part of every record.
-                if part.name == "machine" or any(w in part.name for w in parts.split(",")):
+                wanted = any(word in part.name for word in arguments.parts.split(","))
+                if wanted or part.name == "machine":
                     check.run(part, settings)
-            result = check.write()
-        for target in result["targets"]:
-            say(f"{target['target']}: {target['reached']}, wanted {target['wanted']}")
-        say(f"written to {output}; {'all passed' if result['passed'] else 'SOME CHECKS FAILED'}")
-        sys.exit(0 if result["passed"] else 1)
+        finally:
+            check.end_exports()
+        result = check.write()
+    for target in result["targets"]:
+        say(f"{target['target']}: {target['reached']}, wanted {target['wanted']}")
+    passed = "all passed" if result["passed"] else "SOME CHECKS FAILED"
+    say(f"written to {arguments.output}; {passed}")
+    sys.exit(0 if result["passed"] else 1)
 
-    command()
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check",
+        description="Check parity on this machine's GPU, then measure; write JSON.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to run")
+    made.add_argument("--quick", action="store_true", help="a tiny model, to try the script")
+    made.add_argument("--minutes", type=float, default=9.0, help="time to keep within")
+    made.add_argument("--engines", default=",".join(ENGINES), help="what to check and measure")
+    made.add_argument("--parts", default="", help="only parts with one of these in their names")
+    made.add_argument("--wheels", type=Path, help="folder of packages to install, see above")
+    made.add_argument(
+        "-o", "--output", type=Path, default=Path("gpu-check.json"), help="the file to write"
+    )
+    return made
 
 
 if __name__ == "__main__":

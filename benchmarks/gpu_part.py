@@ -41,7 +41,7 @@ class Work:
         self.device, self.folder, self.report = device, folder, report
         self.clock = Clock(device, seconds / 60)
 
-    def attempt(self, what: str, work: Callable[[], None], least: float = 5) -> None:
+    def attempt(self, what: str, work: Callable[[], object], least: float = 5) -> None:
         """Do something; what is raised is reported, and what there is no time for."""
         if self.clock.left < least:
             self.report("failure", f"{what}: no time left", what=what, reason="no time left")
@@ -72,6 +72,16 @@ class Work:
             text = f"TensorRT-RTX, {question}: {answer}"
             self.report("refusal", text, question=question, answer=answer)
 
+    def exports(self, sizes: str, models: str) -> None:
+        """The plans that later parts run, in their order."""
+        from .gpu_parity import plan_of
+        from .gpu_speed import random_plan_of
+
+        for size in sizes.split(","):
+            random_plan_of(size, "fp16", self.folder)
+        for model in models.split(","):
+            plan_of(model, "fp32", self.folder)
+
     def checks(self, engine: str, precisions: str, models: str) -> None:
         """Recorded runs, batch sizes, CUDA graphs."""
         from . import gpu_parity as parity
@@ -88,8 +98,6 @@ class Work:
                 f"{check.detail}",
                 **asdict(check),
             )
-            if self.clock.left < 5:
-                raise click.ClickException("no time for the other checks")
 
     def engine(self, size: str, engine: str) -> None:
         """A plan with random weights on an engine."""
@@ -149,13 +157,14 @@ def surroundings() -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("onnx", "onnxruntime", "cuda.bindings"):
         try:
-            found[name] = importlib.import_module(name).__version__
-        except ImportError as error:
+            module = importlib.import_module(name)
+        # A broken installation fails in many ways, and the record is to say how.
+        except Exception as error:
             found[name] = f"cannot be imported ({error})"
-    try:
-        found["providers"] = importlib.import_module("onnxruntime").get_available_providers()
-    except ImportError:
-        found["providers"] = []
+        else:
+            found[name] = module.__version__
+            if name == "onnxruntime":
+                found["providers"] = module.get_available_providers()
     for name in MODULES:
         flavour = find(name)
         found[name] = flavour if isinstance(flavour, str) else flavour.version
@@ -165,7 +174,8 @@ def surroundings() -> dict[str, Any]:
 
 @click.command()
 @click.argument(
-    "name", type=click.Choice(["machine", "refusals", "checks", "engine", "eager", "compile"])
+    "name",
+    type=click.Choice(["machine", "exports", "refusals", "checks", "engine", "eager", "compile"]),
 )
 @click.argument("arguments", nargs=-1)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), required=True)

@@ -18,6 +18,7 @@ from disa.runtime.pipeline import Pipeline
 from disa.runtime.sampler import SamplerName, StepTable, step_table
 from disa.runtime.schedule import AnnealedSchedule
 
+from .gpu_check import random_plan
 from .gpu_parity import head_arrays, switch_graphs, with_engines
 from .official_model import OfficialMAR
 from .random_plan import config_of, write_random_plan
@@ -148,10 +149,11 @@ class Eager:
 
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config, self.clock = config, clock
-        model = OfficialMAR(config).eval().requires_grad_(False)
-        for parameter in model.parameters():
+        # Making up a billion weights takes the host half a minute.
+        with torch.device(clock.device):
+            self.model = OfficialMAR(config).eval().requires_grad_(False)
+        for parameter in self.model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        self.model = model.to(clock.device)
         self.plain = self.model.diffloss["net"]
 
     def speed(self, size: str, batch: int, iterations: int, compiled: bool) -> Speed:
@@ -212,9 +214,7 @@ class EngineSpeed:
 
     def __init__(self, size: str, precision: str, engine: str, folder: Path, clock: Clock) -> None:
         self.size, self.way, self.clock, self.config = size, engine, clock, config_of(size)
-        path = folder / f"{size}-{precision}-random.plan"
-        if not path.exists():
-            write_random_plan(size, precision, path)
+        path = random_plan_of(size, precision, folder)
         self.pipe = Pipeline.from_plan(with_engines(path, engine, Range(1, 8, 64)), engine)
 
     def measure(self, batch: int, iterations: int) -> Speed:
@@ -249,6 +249,12 @@ class EngineSpeed:
             runs,
             1000 * plain / HEAD_STEPS,
         )
+
+
+def random_plan_of(size: str, precision: str, folder: Path) -> Path:
+    """A plan with random weights, exported if it is not there."""
+    path = folder / random_plan(size, precision)
+    return path if path.exists() else write_random_plan(size, precision, path)
 
 
 def floor_of(size: str, batch: int, iterations: int, machine: Machine) -> dict[str, Any]:

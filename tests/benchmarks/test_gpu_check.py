@@ -1,8 +1,10 @@
 """The script for GPUs: its parts cannot harm each other, and it runs as far as a CPU goes."""
 
 import json
+import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu_part
-from benchmarks.gpu_check import Check, Part, install, parts_of, targets
+from benchmarks import gpu_check, gpu_part
+from benchmarks.gpu_check import ROOT, SITE, Check, Part, install, main, parts_of, targets
 
 PROGRAM = """
     import json, os, sys, time
@@ -20,6 +22,8 @@ PROGRAM = """
     with open(lines, "a") as file:
         file.write(json.dumps({"kind": kind, **json.loads(what)}) + "\\n")
     if what == '{"passed": false}':
+        with open(lines, "a") as file:
+            file.write('{"kind": "che')
         os.abort()
     if "hang" in what:
         time.sleep(60)
@@ -48,7 +52,7 @@ def test_a_part_that_crashes_or_hangs_takes_nothing_with_it(check: Check) -> Non
     check.run(Part("tensorrt", ("check", '{"passed": true}'), 30, "tensorrt"), {})
     check.end -= 60
     written = run("late", "check", '{"passed": true}')
-    assert [part["outcome"].split(" ")[0] for part in written["parts"]] == [  # type: ignore[attr-defined]
+    assert [part["outcome"].split(" ")[0].rstrip(":") for part in written["parts"]] == [  # type: ignore[attr-defined]
         *("done", "stopped", "ended", "done", "left", "left")
     ]
     assert written["unusable"] == {"tensorrt": "not installed"}
@@ -98,7 +102,55 @@ def test_wheels_in_pieces_are_installed(tmp_path: Path) -> None:
     work.mkdir()
     for index, start in enumerate(range(0, len(data), 100)):
         (wheels / f"{name}.{index:02}").write_bytes(data[start : start + 100])
-    assert (install(wheels, work) / "tiny_thing.py").read_text() == "VALUE = 7\n"
+    (wheels / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel")
+    outcomes = install(wheels, work)
+    assert outcomes[name] == "done"
+    assert outcomes["broken-1.0-py3-none-any.whl"].startswith("ended with 1: ERROR:")
+    assert (work / SITE / "tiny_thing.py").read_text() == "VALUE = 7\n"
+
+
+def test_a_folder_of_bad_wheels_ends_in_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad-1.0-py3-none-any.whl").write_bytes(b"no wheel")
+    output = tmp_path / "new" / "result.json"
+    arguments = ["--device", "cpu", "--quick", "--minutes", "0", "--wheels", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *arguments, "-o", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    parts = json.loads(output.read_text())["parts"]
+    assert parts[0]["part"] == "wheel bad-1.0-py3-none-any.whl"
+    assert {part["outcome"] for part in parts[1:]} == {"left out: no time"}
+
+
+def test_no_package_is_needed_to_begin_with() -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import benchmarks.gpu_check"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+
+
+def test_a_part_waits_for_its_plan(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.dumps({"passed": True, "hang": 1})
+    monkeypatch.setattr(gpu_check, "EXPORTS", Part("exports", ("check", content), 60))
+    check.begin_exports({})
+    part = Part("late", ("check", '{"passed": true}'), 30, plan="late.plan")
+    timer = threading.Timer(0.5, (check.folder / "late.plan").touch)
+    timer.start()
+    check.run(part, {})
+    assert check.parts[-1]["outcome"] == "done"
+    assert check.parts[-1]["seconds"] >= 0.5
+    check.end_exports()
+    assert check.parts[-1] | {"seconds": 0} == {
+        "part": "exports",
+        "outcome": "stopped: its time was up",
+        "seconds": 0,
+    }
+    # What was exported tells nothing of whether checks passed.
+    assert check.write()["passed"] is True
+    check.exports = None
+    check.run(Part("checks x", ("check", '{"passed": false}'), 30), {})
+    check.lines.pop()
+    assert check.write()["passed"] is False
 
 
 @pytest.mark.parametrize("part", [("machine",), ("engine", "tiny", "cpu"), ("eager", "tiny")])
