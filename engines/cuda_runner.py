@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DisaError
-from .gpu.array import ALIGNMENT, DeviceArray, Stream
+from .gpu.array import DeviceArray, Stream
 from .gpu.loop import Loop
 from .gpu.profile import MAX_ROWS, Range
 from .gpu.split import Splitter
@@ -211,7 +211,7 @@ class CudaRunner:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Session.run`."""
         binding = self.engine.session.io_binding()
-        held = {name: self._on_device(array) for name, array in inputs.items()}
+        held = {name: self.stream.bring(array) for name, array in inputs.items()}
         for spec in self.inputs:
             array = held[spec.name]
             binding.bind_input(spec.name, *PLACE, DTYPES[spec.dtype], array.shape, array.address)
@@ -233,43 +233,20 @@ class CudaRunner:
         state: Mapping[str, Array],
     ) -> dict[str, Array]:
         """See `Session.iterate`."""
-        return self.loop.run(
-            carry, self._placed(constants), self._placed(per_step), self._placed(state), steps
-        )
+        given = map(self.stream.sort_out, (constants, per_step, state))
+        return self.loop.run(carry, *given, steps)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """See `Session.empty`."""
         return self.stream.empty(shape, dtype)
-
-    def _placed(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
-        return {
-            name: array if self._on_stream(array) else np.ascontiguousarray(array)
-            for name, array in arrays.items()
-        }
-
-    def _on_stream(self, array: Array) -> bool:
-        return isinstance(array, DeviceArray) and array.stream is self.stream
-
-    def _on_device(self, array: Array) -> DeviceArray:
-        if not self._on_stream(array):
-            return self.stream.put(np.ascontiguousarray(array))
-        if array.address % ALIGNMENT == 0:
-            return array
-        result = self.stream.empty(array.shape, array.dtype)
-        self.stream.copy(result.address, array.address, array.nbytes)
-        return result
 
     def _taken(self, value: Any) -> DeviceArray:
         """The array in an OrtValue."""
         dtype = np.dtype(_NUMPY[value.data_type()])
         shape = tuple(value.shape())
         array = DeviceArray(Lent(self.stream, value), shape, dtype)
-        if not self._captures:
-            return array
         # Captured steps go on using the session's own memory, wherever it is handed out again.
-        result = self.stream.empty(shape, dtype)
-        self.stream.copy(result.address, array.address, array.nbytes)
-        return result
+        return self.stream.copy_of(array) if self._captures else array
 
 
 class Lent:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -155,6 +155,29 @@ class Stream:
         self.upload(result.address, array)
         return result
 
+    def sort_out(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays of this stream as they are, all others contiguous in host memory."""
+        return {
+            name: array if self._has(array) else np.ascontiguousarray(array)
+            for name, array in arrays.items()
+        }
+
+    def bring(self, array: Any) -> DeviceArray:
+        """Any array on the device, at an address that engines take."""
+        if not self._has(array):
+            return self.put(np.ascontiguousarray(array))
+        on_device: DeviceArray = array
+        return on_device if array.address % ALIGNMENT == 0 else self.copy_of(array)
+
+    def copy_of(self, array: DeviceArray) -> DeviceArray:
+        """A copy of an array in memory of its own."""
+        result = self.empty(array.shape, array.dtype)
+        self.copy(result.address, array.address, array.nbytes)
+        return result
+
+    def _has(self, array: Any) -> bool:
+        return isinstance(array, DeviceArray) and array.stream is self
+
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy `array` to the device; it may be changed at once."""
         if array.size:
@@ -255,6 +278,5 @@ def move_block(
     if rows == 1:
         stream.copy(to, origin, width)
         return
-    stream.device.copy_rows(
-        *(to, to_shape[axis] * inner, origin, shape[axis] * inner, width, rows), stream.handle
-    )
+    target_rows, source_rows = (to, to_shape[axis] * inner), (origin, shape[axis] * inner)
+    stream.device.copy_rows(target_rows, source_rows, width, rows, stream.handle)

@@ -11,6 +11,9 @@ import numpy as np
 
 from ...errors import DisaError, MissingDependency
 
+Rows = tuple[int, int]
+"""Address of the first of some rows, and bytes from one to the next."""
+
 
 class Device(Protocol):
     """What the rest of this package needs of a GPU."""
@@ -30,16 +33,7 @@ class Device(Protocol):
     def upload(self, address: int, source: np.ndarray, stream: Any) -> None: ...
     def download(self, target: np.ndarray, address: int, stream: Any) -> None: ...
     def copy(self, target: int, source: int, size: int, stream: Any) -> None: ...
-    def copy_rows(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        rows: int,
-        stream: Any,
-    ) -> None: ...
+    def copy_rows(self, target: Rows, source: Rows, width: int, rows: int, stream: Any) -> None: ...
     def clear(self, address: int, size: int, stream: Any) -> None: ...
     def synchronize(self, stream: Any) -> None: ...
     def create_event(self) -> Any: ...
@@ -139,29 +133,10 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
-    def copy_rows(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        rows: int,
-        stream: Any,
-    ) -> None:
-        """Copy `rows` pieces of `width` bytes on the GPU, which lie the pitches apart."""
+    def copy_rows(self, target: Rows, source: Rows, width: int, rows: int, stream: Any) -> None:
+        """Copy the first `width` bytes of each of `rows` rows on the GPU."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call(
-            "cudaMemcpy2DAsync",
-            target,
-            target_pitch,
-            source,
-            source_pitch,
-            width,
-            rows,
-            kind,
-            stream,
-        )
+        self._call("cudaMemcpy2DAsync", *target, *source, width, rows, kind, stream)
 
     def clear(self, address: int, size: int, stream: Any) -> None:
         """Fill with zero bytes."""
@@ -222,5 +197,6 @@ def present(index: int = 0) -> CudaDevice | None:
     """The GPU of this machine, or None. DisaError only if cuda-bindings is missing."""
     try:
         return CudaDevice(index)
-    except CudaError:
+    # cuda-bindings before 12.9 raise RuntimeError where there is no driver's library.
+    except (CudaError, RuntimeError):
         return None

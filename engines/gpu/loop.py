@@ -160,7 +160,7 @@ class Loop:
         self.use_graphs = not session.engine.captures_by_itself
         # Who captures by himself does it anew whenever an address changes: tensors come to it.
         self._fixed_addresses = session.engine.captures_by_itself
-        self._contexts: Recent[Context] = Recent(MAX_CONTEXTS, lambda _: self._drop_graphs())
+        self._contexts: Recent[Context] = Recent(MAX_CONTEXTS, self._retire)
         self._recordings: Recent[Recording] = Recent(MAX_GRAPHS, self._forget)
         self._memory: Buffer | None = None
 
@@ -252,8 +252,9 @@ class Loop:
 
     def _reserve(self, size: int) -> None:
         if self._memory is None or self._memory.size < size:
-            # Graphs hold addresses in the old memory.
+            # Graphs hold addresses in the old memory, which is given back before new is asked for.
             self._drop_graphs()
+            self._memory = None
             self._memory = Buffer(self.stream, max(LEAST_MEMORY, 1 << (size - 1).bit_length()))
 
     def _upload(self, run: Run, part: Piece | None) -> None:
@@ -366,6 +367,11 @@ class Loop:
             slot = slots[spec.name]
             source = (run.base + slot.offset, slot.shape, slot.dtype)
             self.session.splitter.place(self.stream, results, spec, source, part, size)
+
+    def _retire(self, _context: Context) -> None:
+        """Make sure that nobody uses a context any more: no work in the stream, and no graph."""
+        self.stream.synchronize()
+        self._drop_graphs()
 
     def _drop_graphs(self) -> None:
         for recording in self._recordings.values():

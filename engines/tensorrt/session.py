@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DisaError
-from ..gpu.array import ALIGNMENT, Buffer, DeviceArray, Stream, move_block
+from ..gpu.array import Buffer, DeviceArray, Stream, move_block
 from ..gpu.loop import Loop
 from ..gpu.profile import Piece, Range, check_sizes, pieces, sizes_of
 from ..gpu.split import Splitter
@@ -95,7 +95,7 @@ class TensorRTSession:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.inputs, inputs)
-        arrays = self._placed(inputs)
+        arrays = self.stream.sort_out(inputs)
         sizes = sizes_of(self.inputs, {name: tuple(a.shape) for name, a in arrays.items()})
         check_sizes(self.graph, sizes, self.ranges)
         name = self.splitter.name
@@ -119,9 +119,8 @@ class TensorRTSession:
         steps = check_loop(self, carry, constants, per_step, state)
         if self._loop is None:
             self._loop = Loop(self)
-        return self._loop.run(
-            carry, self._placed(constants), self._placed(per_step), self._placed(state), steps
-        )
+        given = map(self.stream.sort_out, (constants, per_step, state))
+        return self._loop.run(carry, *given, steps)
 
     @property
     def loop(self) -> Loop | None:
@@ -131,21 +130,11 @@ class TensorRTSession:
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         return self.stream.empty(shape, dtype)
 
-    def _placed(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
-        """Arrays of this stream as they are, all others contiguous in host memory."""
-        return {
-            name: array if self._on_stream(array) else np.ascontiguousarray(array)
-            for name, array in arrays.items()
-        }
-
-    def _on_stream(self, array: Array) -> bool:
-        return isinstance(array, DeviceArray) and array.stream is self.stream
-
     def _execute(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
         if self._context is None:
             self._context = self.engine.create_context(loop=False)
         context = self._context
-        held = {name: self._on_device(array) for name, array in arrays.items()}
+        held = {name: self.stream.bring(array) for name, array in arrays.items()}
         for name, array in held.items():
             set_input(context, name, array.shape, array.address)
         missing = context.infer_shapes()
@@ -158,15 +147,6 @@ class TensorRTSession:
             context.set_tensor_address(spec.name, outputs[spec.name].address)
         self.engine.enqueue(context)
         return outputs
-
-    def _on_device(self, array: Any) -> DeviceArray:
-        if not isinstance(array, DeviceArray):
-            return self.stream.put(array)
-        if array.address % ALIGNMENT == 0:
-            return array
-        result = self.stream.empty(array.shape, array.dtype)
-        self.stream.copy(result.address, array.address, array.nbytes)
-        return result
 
     def _run_parts(
         self, arrays: Mapping[str, Any], parts: list[Piece], size: int

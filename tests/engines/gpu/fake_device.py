@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from disa.engines.gpu.device import CudaError
+from disa.engines.gpu.device import CudaError, Rows
 
 PATTERN = 0xFF  # NaN as float32, -1 as int64
 
@@ -128,23 +128,15 @@ class FakeDevice:
 
         self._do(action)
 
-    def copy_rows(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        rows: int,
-        stream: Any,
-    ) -> None:
-        assert width <= target_pitch
-        assert width <= source_pitch
+    def copy_rows(self, target: Rows, source: Rows, width: int, rows: int, stream: Any) -> None:
+        (to, to_pitch), (origin, pitch) = target, source
+        assert width <= to_pitch
+        assert width <= pitch
 
         def action() -> None:
             for row in range(rows):
-                piece = self.bytes(source + row * source_pitch, width)
-                self.bytes(target + row * target_pitch, width)[:] = piece
+                piece = self.bytes(origin + row * pitch, width)
+                self.bytes(to + row * to_pitch, width)[:] = piece
 
         self._do(action)
 

@@ -25,6 +25,14 @@ def test_a_machine_without_a_driver_has_no_gpu() -> None:
             CudaDevice()
 
 
+def test_a_machine_without_the_drivers_library_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(index: int) -> tuple[object, ...]:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(runtime, "cudaSetDevice", fail)
+    assert present() is None
+
+
 CALLS = {
     "create_stream": (),
     "allocate": (16, 0),
@@ -33,7 +41,7 @@ CALLS = {
     "upload": (4096, np.zeros(4, np.float32), 0),
     "download": (np.zeros(4, np.float32), 4096, 0),
     "copy": (4096, 8192, 16, 0),
-    "copy_rows": (4096, 64, 8192, 32, 16, 4, 0),
+    "copy_rows": ((4096, 64), (8192, 32), 16, 4, 0),
     "clear": (4096, 16, 0),
     "synchronize": (0,),
     "create_event": (),

@@ -180,6 +180,20 @@ def test_old_graphs_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, l
     assert 1 <= bench.device.graphs <= 2
 
 
+def test_a_context_goes_when_its_work_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_CONTEXTS", 1)
+    bench = Bench(tmp_path, "tensorrt")
+    session = bench.open("head")
+    session.iterate(CARRY, *head_arrays(1, 3))
+    waits = bench.device.waits
+    session.iterate(CARRY, *head_arrays(1, 3))
+    assert bench.device.waits == waits
+    session.iterate(CARRY, *head_arrays(2, 3))
+    assert bench.device.waits == waits + 1
+
+
 def test_without_graphs_the_result_is_the_same(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "tensorrt")
     arrays = head_arrays(5, 6)
