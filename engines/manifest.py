@@ -37,11 +37,13 @@ _MAX_RANK = 8
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _DIMENSION = re.compile(r"[A-Za-z_][A-Za-z0-9_ +*/()\-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_CUDA = re.compile(r"\d{0,3}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 _name = matching(_NAME, "a name")
 _dimension_name = matching(_DIMENSION, "the name of a dimension")
 _sha256 = matching(_SHA256, "a sha256 in hexadecimal")
+_cuda = matching(_CUDA, "the major version of CUDA")
 
 T = TypeVar("T")
 
@@ -206,6 +208,14 @@ def _check_references(manifest: Manifest) -> None:
             raise JSONError(f"an engine is for the graph {engine.graph}, which is not listed")
         if engine.member not in manifest.members:
             raise JSONError(f"an engine needs {engine.member}, which is not listed")
+        _check_profiles(engine, manifest.graphs[engine.graph])
+
+
+def _check_profiles(engine: EngineInfo, graph: GraphInfo) -> None:
+    wanted = {spec.name: len(spec.shape) for spec in graph.inputs}
+    ranks = [{name: len(r.minimum) for name, r in p.items()} for p in engine.profiles]
+    if not ranks or any(found != wanted for found in ranks):
+        raise JSONError(f"the engine {engine.member} has no shapes for the inputs of {graph.name}")
 
 
 def dump_manifest(content: Mapping[str, Any]) -> bytes:
@@ -276,8 +286,16 @@ def _engine(value: Value) -> EngineInfo:
         architectures=value.get("architectures", list_of(_name)),
         profiles=value.get("profiles", list_of(_profile)),
         member=value.get("member", _member_name),
-        details=value.get("details", any_object, _EMPTY),
+        details=value.get("details", _details, _EMPTY),
     )
+
+
+def _details(value: Value) -> Mapping[str, Any]:
+    """Any object, but what decides whether an engine is loaded has its types."""
+    value.get("least_sm", integer, 0)
+    value.get("cuda", _cuda, "")
+    value.get("device", text, "")
+    return any_object(value)
 
 
 def _profile(value: Value) -> Profile:

@@ -2,7 +2,9 @@
 
 import ctypes
 import json
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -53,7 +55,9 @@ def cuda_provider(runtime: Any, _options: Any, _threads: int, precision: str | N
     _only(precision, "cuda", None, "fp32", "tf32")
     if CUDA not in runtime.get_available_providers():
         raise MissingDependency("onnxruntime-gpu", "gpu")
-    runtime.preload_dlls()
+    # It prints what it does not find, and standard output is for results.
+    with redirect_stdout(sys.stderr):
+        runtime.preload_dlls()
     stream = _gpu_stream()
     settings = {
         "device_id": "0",

@@ -81,8 +81,11 @@ def dimensions(
         "steps": Range(1, 50, MAX_TABLE),
     }
     given = tokens.get("dimensions", {})
+    if not isinstance(given, dict):
+        raise DisaError("the plan's manifest has dimensions that are no ranges by name")
     for name, sizes in given.items():
-        if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
+        triple = isinstance(sizes, list) and len(sizes) == 3
+        if not triple or not all(isinstance(size, int) for size in sizes):
             raise DisaError(f"the plan's manifest gives no range of three sizes for {name}")
         ranges[name] = Range(*sizes)
     return ranges

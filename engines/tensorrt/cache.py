@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,14 @@ class EngineCache:
         return self.folder / f"{key}.engine", self.folder / f"{key}.json"
 
     def _trim(self, keep: Path) -> None:
-        entries = sorted(
-            (
-                (path.stat().st_mtime, path.stat().st_size, path)
-                for path in self.folder.glob("*.engine")
-            ),
-            reverse=True,
-        )
+        entries = []
+        for path in self.folder.glob("*.engine"):
+            # Another process may have made room meanwhile.
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
         total = 0
-        for _, size, path in entries:
+        for _, size, path in sorted(entries, reverse=True):
             total += size
             if total > self.limit and path != keep:
                 path.unlink(missing_ok=True)

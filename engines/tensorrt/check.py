@@ -59,8 +59,8 @@ def check_device(plan: Plan, engine: EngineInfo, device: Device | None) -> Devic
             f"{plan.path} has an engine of {engine.backend} tuned on {name}, and the GPU here is "
             f"{device.name}: run `{rebuild_command(plan, engine)}`"
         )
-    cuda = engine.details.get("cuda") or "0"
-    if device.cuda // 1000 < int(cuda):
+    cuda = engine.details.get("cuda")
+    if cuda and device.cuda // 1000 < int(cuda):
         raise EngineMismatch(
             f"{plan.path} has an engine for CUDA {cuda}, and the driver here runs CUDA "
             f"{device.cuda // 1000}.{device.cuda % 1000 // 10}: update the NVIDIA driver"

@@ -5,20 +5,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from disa.engines.inspect import main
-from disa.engines.manifest import EngineInfo, ShapeRange
 from disa.engines.plan import Plan, PlanWriter
 
-from .tiny_graphs import head, write_plan
-
-ENGINE = EngineInfo(
-    "head",
-    "tensorrt-rtx",
-    "1.7.1",
-    "fp16",
-    ("sm_89", "sm_120"),
-    ({"x": ShapeRange((1, 4), (8, 4), (64, 4))},),
-    "engines/head.engine",
-)
+from .tiny_graphs import HEAD_ENGINE, head, write_plan
 
 
 def inspect(*arguments: object) -> Result:
@@ -46,11 +35,11 @@ def test_a_plan_is_shown(plan_path: Path) -> None:
 
 def test_engines_are_shown(plan_path: Path) -> None:
     with Plan.open(plan_path) as plan, PlanWriter.extend(plan) as writer:
-        writer.add_engine(ENGINE, bytes(2_000_000))
-    rows = [line for line in inspect(plan_path).output.splitlines() if "tensorrt-rtx" in line]
+        writer.add_engine(HEAD_ENGINE, bytes(2_000_000))
+    rows = [line for line in inspect(plan_path).output.splitlines() if "sm_89" in line]
     assert [cell.strip() for cell in rows[0].split("  ") if cell] == [
         "head",
-        "tensorrt-rtx 1.7.1",
+        "tensorrt 10.16.1",
         "fp16",
         "sm_89 sm_120",
         "2 MB",

@@ -29,7 +29,7 @@ ENGINE = EngineInfo(
     architectures=("sm_89", "sm_120"),
     profiles=({"x": ShapeRange((1, 4), (8, 4), (64, 4))},),
     member="engines/head.engine",
-    details={"cuda": "13.0", "memory": 1024},
+    details={"cuda": "13", "memory": 1024},
 )
 
 
@@ -178,6 +178,12 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_set("engines", 0, "profiles", [{"x": [[1], [2]]}]), "three shapes of one rank"),
     (_set("engines", 0, "profiles", [{"x": [[1], [2], [3, 4]]}]), "three shapes of one rank"),
     (_set("engines", 0, "profiles", [{"x": [[2], [1], [3]]}]), "smallest, a usual and a largest"),
+    (_set("engines", 0, "profiles", []), "no shapes for the inputs of head"),
+    (_set("engines", 0, "profiles", [{"y": [[1, 4]] * 3}]), "no shapes for the inputs of head"),
+    (_set("engines", 0, "profiles", [{"x": [[1]] * 3}]), "no shapes for the inputs of head"),
+    (_set("engines", 0, "details", "least_sm", "89"), "least_sm in .* should be a whole number"),
+    (_set("engines", 0, "details", "cuda", "new"), "should be the major version of CUDA"),
+    (_set("engines", 0, "details", "device", 4), "device in .* should be text"),
 ]
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from disa.engines import open as opening
-from disa.engines.manifest import EngineInfo
 from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.open import ENGINES, choose_engine, open_session
 from disa.engines.plan import Plan, PlanWriter
 from disa.errors import DisaError, MissingDependency
 
-ENGINE = EngineInfo("head", "tensorrt", "10.16.1", "fp16", ("sm_90",), (), "engines/head.engine")
+from .tiny_graphs import HEAD_ENGINE
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def with_engine(plan_path: Path) -> Path:
     """A plan with an engine of TensorRT."""
     with Plan.open(plan_path) as plan, PlanWriter.extend(plan) as writer:
-        writer.add_engine(ENGINE, b"engine")
+        writer.add_engine(HEAD_ENGINE, b"engine")
     return plan_path
 
 

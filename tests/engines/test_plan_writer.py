@@ -11,13 +11,10 @@ from typing import NoReturn
 
 import pytest
 
-from disa.engines.manifest import EngineInfo
 from disa.engines.plan import Plan, PlanWriter
 from disa.errors import DisaError
 
-from .tiny_graphs import CONTENT, backbone, head, shuffle, write_plan
-
-ENGINE = EngineInfo("head", "tensorrt", "10.16.1", "fp16", ("sm_90",), (), "engines/head.engine")
+from .tiny_graphs import CONTENT, HEAD_ENGINE, backbone, head, shuffle, write_plan
 
 
 def test_members_come_from_bytes_and_from_files(tmp_path: Path) -> None:
@@ -69,22 +66,22 @@ def test_an_engine_is_added_in_place(plan_path: Path) -> None:
     before = plan_path.read_bytes()
     with Plan.open(plan_path) as plan:
         with PlanWriter.extend(plan) as writer:
-            writer.add_engine(ENGINE, b"engine")
+            writer.add_engine(HEAD_ENGINE, b"engine")
         # What was opened before stays what it was.
         assert plan.read("graphs/head.data") == head().data
     with Plan.open(plan_path) as plan:
         plan.check()
-        assert plan.manifest.engines == (ENGINE,)
+        assert plan.manifest.engines == (HEAD_ENGINE,)
         assert plan.read("engines/head.engine") == b"engine"
         assert plan.read("graphs/head.data") == head().data
         assert plan.manifest.defaults == CONTENT["defaults"]
         with PlanWriter.extend(plan) as writer:
-            writer.remove_engine(ENGINE)
-            writer.add_engine(ENGINE, b"better")
+            writer.remove_engine(HEAD_ENGINE)
+            writer.add_engine(HEAD_ENGINE, b"better")
     with Plan.open(plan_path) as plan:
         assert plan.read("engines/head.engine") == b"better"
         with PlanWriter.extend(plan, plan_path.with_name("bare.plan")) as writer:
-            writer.remove_engine(ENGINE)
+            writer.remove_engine(HEAD_ENGINE)
     assert plan_path.with_name("bare.plan").read_bytes() == before
 
 

@@ -30,6 +30,7 @@ class FakeRuntime:
 
     def preload_dlls(self) -> None:
         self.preloaded = True
+        print("Failed to load libcufft.so.12")
 
     def get_ep_devices(self) -> list[Any]:
         return self.devices
@@ -84,7 +85,7 @@ def prepare(
 
 
 def test_cuda_is_asked_for_and_nothing_but_the_cpu_behind_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host = Host(lambda name: "absent", FakeDevice)
     monkeypatch.setattr("disa.engines.tensorrt.open.HOST", host)
@@ -94,6 +95,7 @@ def test_cuda_is_asked_for_and_nothing_but_the_cpu_behind_it(
     assert (name, settings["use_tf32"], behind) == (CUDA, "0", CPU)
     assert (provider.stream, settings["user_compute_stream"]) == (host.stream, "7")
     assert runtime.preloaded
+    assert capsys.readouterr().out == ""
     assert provider.precision is None
     assert "enable_cuda_graph" not in settings
     assert provider.capturing is not None

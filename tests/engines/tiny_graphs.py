@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from disa.engines.manifest import EngineInfo, ShapeRange
 from disa.engines.plan import PlanWriter
 from disa.engines.session import TensorSpec
 
@@ -23,6 +24,22 @@ CONTENT = {
     "class_names": ["bag", "boot", "coat"],
     "source": {"file": "tiny.pth"},
 }
+HEAD_ENGINE = EngineInfo(
+    graph="head",
+    backend="tensorrt",
+    version="10.16.1",
+    precision="fp16",
+    architectures=("sm_89", "sm_120"),
+    profiles=(
+        {
+            "x": ShapeRange((1, CHANNELS), (8, CHANNELS), (64, CHANNELS)),
+            "step": ShapeRange((1,), (8,), (64,)),
+            "coefficients": ShapeRange((1, 5), (50, 5), (1000, 5)),
+            "noise": ShapeRange((1, CHANNELS), (8, CHANNELS), (64, CHANNELS)),
+        },
+    ),
+    member="engines/head.engine",
+)
 
 Arrays = Mapping[str, np.ndarray]
 

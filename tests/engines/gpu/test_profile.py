@@ -53,6 +53,9 @@ def test_a_family_gives_its_own_dimensions() -> None:
 def test_a_manifest_that_says_nothing() -> None:
     with pytest.raises(DisaError, match="how many tokens"):
         dimensions({}, {}, Range(1, 1, 1))
+    for strange in (7, {"prompt": 7}, {"prompt": [1, 2]}, {"prompt": ["1", "2", "3"]}):
+        with pytest.raises(DisaError, match="range"):
+            dimensions({"count": 4, "dimensions": strange}, {}, Range(1, 1, 1))
     with pytest.raises(DisaError, match="dimension prompt"):
         graph_profile("g", [TensorSpec("p", "int64", ("prompt",))], {})
 
