@@ -126,10 +126,8 @@ def install(wheels: Path, folder: Path) -> dict[str, str]:
 
 
 def _ending(code: int, said: str) -> str:
-    if code == 0:
-        return "done"
-    lines = said.strip().splitlines() or ["no words"]
-    return f"ended with {code}: {lines[-1][:500]}"
+    # There may be no second run, so what was said last is kept with the way there.
+    return "done" if code == 0 else f"ended with {code}: {said.strip()[-3000:] or 'no words'}"
 
 
 class Check:

@@ -1,6 +1,7 @@
 """Whether every engine computes what it should: recorded runs, batch sizes, CUDA graphs."""
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,7 @@ def attempt(name: str, engine: str, check: Callable[[], Check]) -> Check:
     # Whatever goes wrong the first time on a GPU, the other checks are to be done.
     except Exception as error:
         result = Check(name, engine, False, f"{type(error).__name__}: {error}")
+        result.numbers["traceback"] = traceback.format_exc()[-3000:]
     result.numbers["seconds"] = round(time.perf_counter() - started, 2)
     return result
 

@@ -6,6 +6,7 @@ python -m benchmarks.gpu_part engine mar_b cuda --device cuda --folder WORK --li
 import importlib
 import json
 import platform
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,8 @@ class Work:
         # A comparison of many ways goes on without the one that does not work here.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error)[:500]}"
-            self.report("failure", f"{what}: {reason}", what=what, reason=reason)
+            way = traceback.format_exc()[-3000:]
+            self.report("failure", f"{what}: {reason}", what=what, reason=reason, traceback=way)
 
     def machine(self) -> None:
         """What there is, and what it can do at most."""

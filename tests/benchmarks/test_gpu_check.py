@@ -105,7 +105,7 @@ def test_wheels_in_pieces_are_installed(tmp_path: Path) -> None:
     (wheels / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel")
     outcomes = install(wheels, work)
     assert outcomes[name] == "done"
-    assert outcomes["broken-1.0-py3-none-any.whl"].startswith("ended with 1: ERROR:")
+    assert "ERROR: Wheel 'broken' located at" in outcomes["broken-1.0-py3-none-any.whl"]
     assert (work / SITE / "tiny_thing.py").read_text() == "VALUE = 7\n"
 
 
