@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +16,17 @@ from PIL import Image
 from .. import __version__
 from ..engines.plan import Plan
 from ..errors import DisaError
+from ..files import written_whole
 from .grid import draw_grid
 from .stats import Stats
 
 RECORD = "run.json"
 GRID = "grid.png"
 SAMPLES = "samples.npz"
+EXTRAS = (RECORD, GRID, SAMPLES)
 FINISHED = re.compile(r"(\d{6,})\.(png|npy)")
+GRID_IMAGES = 400
+"""The grid shows the first ones of a longer run."""
 
 
 def identify(plan: Plan) -> str:
@@ -37,6 +42,8 @@ class Outputs:
         folder: made if it is not there.
         request: what decides the pictures; a folder continues only the same request.
         conditions: class or prompt of each image.
+        engine: what draws, for the record.
+        overwrite: delete the run that the folder holds.
 
     Raises:
         DisaError: the folder cannot be written, or holds another run.
@@ -47,22 +54,23 @@ class Outputs:
         folder: Path,
         request: Mapping[str, Any],
         conditions: Sequence[int | str],
+        engine: str,
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
         self.conditions = list(conditions)
+        self._recorded = self.conditions
+        self._engine = engine
         self._request = json.loads(json.dumps(dict(request)))
-        try:
+        self._earlier = Stats()
+        with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
-            present = self._present()
             if overwrite:
-                for path in [*present.values(), folder / RECORD, folder / GRID, folder / SAMPLES]:
+                for path in [*self._present().values(), *map(folder.joinpath, EXTRAS)]:
                     path.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        self._stats: dict[str, Any] = {}
-        self._continue(present if not overwrite else {})
-        self._save_record("unknown", Stats(), complete=False)
+            present = self._present()
+        self._continue(present)
+        self.checkpoint(Stats())
 
     def missing(self) -> list[int]:
         """Indices of the images that are not there yet."""
@@ -72,44 +80,60 @@ class Outputs:
     def add(self, index: int, image: npt.NDArray[Any] | None, latents: npt.NDArray[Any]) -> None:
         """Write image `index` as PNG, or its latents as .npy where there are no pixels."""
         target = self.folder / f"{index:06d}.{'npy' if image is None else 'png'}"
-        temporary = target.with_name(f".{target.name}.partial")
-        try:
-            with temporary.open("wb") as file:
-                if image is None:
-                    np.save(file, latents)
-                else:
-                    Image.fromarray(image.squeeze()).save(file, "PNG")
-            os.replace(temporary, target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._unwritable(error) from error
+        with self._writing(), written_whole(target) as file:
+            if image is None:
+                np.save(file, latents)
+            else:
+                Image.fromarray(image.squeeze()).save(file, "PNG")
 
-    def finish(
-        self, engine: str, stats: Stats, names: Sequence[str] | None, npz: bool
-    ) -> dict[str, Any]:
+    def finish(self, stats: Stats, names: Sequence[str] | None, npz: bool) -> dict[str, Any]:
         """Write grid, samples and the record of a complete run; returns the record."""
         files = self._present()
         paths = [files[index] for index in range(len(self.conditions))]
-        try:
-            if all(path.suffix == ".png" for path in paths):
-                images = [np.asarray(Image.open(path)) for path in paths]
-                draw_grid(images, self.conditions, names).save(self.folder / GRID)
-                if npz:
-                    stacked = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
-                    self._save_samples(stacked)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return self._save_record(engine, stats, complete=True)
+        if all(path.suffix == ".png" for path in paths):
+            self._save_grid(paths[:GRID_IMAGES], names)
+            if npz:
+                self._save_samples(paths)
+        return self.checkpoint(stats, files.keys() >= set(range(len(self._recorded))))
 
-    def checkpoint(self, engine: str, stats: Stats) -> None:
-        """Write the record of a run that goes on."""
-        self._save_record(engine, stats, complete=False)
+    def checkpoint(self, stats: Stats, complete: bool = False) -> dict[str, Any]:
+        """Write the record of what there is now; returns it."""
+        total = Stats()
+        total.add(self._earlier)
+        total.add(stats)
+        record = {
+            "disa": __version__,
+            "complete": complete,
+            "engine": self._engine,
+            "request": self._request,
+            "conditions": self._recorded,
+            "stats": total.to_json(),
+        }
+        with self._writing(), written_whole(self.folder / RECORD) as file:
+            file.write(json.dumps(record, indent=1).encode() + b"\n")
+        return record
 
-    def _save_samples(self, images: npt.NDArray[Any]) -> None:
-        temporary = self.folder / f".{SAMPLES}.partial"
-        with temporary.open("wb") as file:
-            np.savez(file, arr_0=images, arr_1=np.array(self.conditions))
-        os.replace(temporary, self.folder / SAMPLES)
+    def _save_grid(self, paths: Sequence[Path], names: Sequence[str] | None) -> None:
+        grid = draw_grid([read_image(path) for path in paths], self.conditions[: len(paths)], names)
+        with self._writing(), written_whole(self.folder / GRID) as file:
+            grid.save(file, "PNG")
+
+    def _save_samples(self, paths: Sequence[Path]) -> None:
+        """As `np.savez` does, but image by image: all together may not fit into memory."""
+        one = read_image(paths[0]).shape
+        header = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": (len(paths), *one[:2], *(one[2:] or (1,))),
+        }
+        target = self.folder / SAMPLES
+        with self._writing(), written_whole(target) as file, ZipFile(file, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for path in paths:
+                    member.write(read_image(path, one).tobytes())
+            with archive.open("arr_1.npy", "w") as member:
+                np.save(member, np.array(self.conditions))
 
     def _present(self) -> dict[int, Path]:
         found = {}
@@ -129,10 +153,9 @@ class Outputs:
             return
         try:
             record = json.loads(path.read_text())
-            request, conditions = record["request"], record["conditions"]
-            self._stats = dict(record["stats"])
-            self._stats.setdefault("seconds", {})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            request, conditions = dict(record["request"]), list(record["conditions"])
+            earlier = Stats.from_json(record["stats"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DisaError(
                 f"{path} is damaged, so the run cannot be continued: choose another folder "
                 "with -o, or --overwrite"
@@ -141,47 +164,33 @@ class Outputs:
         differ = [key for key in self._request if request.get(key) != self._request[key]]
         if conditions[:shared] != self.conditions[:shared]:
             differ.append("classes" if isinstance(self.conditions[0], int) else "prompts")
-        if differ and present:
+        if not differ:
+            self._earlier = earlier
+            self._recorded = max(conditions, self.conditions, key=len)
+        elif present:
             raise DisaError(
                 f"{self.folder} holds another run (other {', '.join(differ)}): choose another "
                 "folder with -o, or --overwrite"
             )
-        if differ:
-            self._stats = {}
 
-    def _save_record(self, engine: str, stats: Stats, complete: bool) -> dict[str, Any]:
-        record = {
-            "disa": __version__,
-            "complete": complete,
-            "engine": engine,
-            "request": self._request,
-            "conditions": self.conditions,
-            "stats": _combined(self._stats, stats),
-        }
-        path = self.folder / RECORD
-        temporary = path.with_name(f".{RECORD}.partial")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system cannot write, as one sentence."""
         try:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(temporary, path)
+            yield
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._unwritable(error) from error
-        return record
-
-    def _unwritable(self, error: OSError) -> DisaError:
-        return DisaError(
-            f"{error.filename or self.folder} cannot be written: {error.strerror or error}: "
-            "choose another folder with -o; what was finished is kept"
-        )
+            raise DisaError(
+                f"{error.filename or self.folder} cannot be written: {error.strerror or error}: "
+                "choose another folder with -o; what was finished is kept"
+            ) from error
 
 
-def _combined(before: Mapping[str, Any], stats: Stats) -> dict[str, Any]:
-    """The cost of this run and of its earlier parts together."""
-    total = Stats(
-        seconds=dict(before.get("seconds", {})),
-        images=int(before.get("images", 0)),
-        head_calls=int(before.get("head_calls", 0)),
-        head_rows=int(before.get("head_rows", 0)),
-    )
-    total.add(stats)
-    return total.to_json()
+def read_image(path: Path, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.uint8]:
+    """A finished image; DisaError if it was damaged or is not of this shape."""
+    try:
+        image = np.asarray(Image.open(path))
+    except OSError as error:
+        raise DisaError(f"{path} is damaged: delete it and run again to have it drawn") from error
+    if shape not in (None, image.shape):
+        raise DisaError(f"{path} has another size than the rest: delete it and run again")
+    return image

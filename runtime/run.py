@@ -112,7 +112,7 @@ def main(
     as_json: bool,
     **sampling: Any,
 ) -> None:
-    """Draw images with PLAN and write them as numbered PNG files with a grid.
+    """Draw images with PLAN and write them as numbered PNG files with a grid of the first 400.
 
     Options that are not given come from the plan. Image i of a seed is the same whatever the
     batch size. The folder also gets run.json: the options, what ran, and what it cost.
@@ -127,11 +127,11 @@ def main(
         raise DisaError(f"a {pipe.plan.manifest.family} model draws classes: give --class")
     else:
         conditions = choose_classes(num, classes, pipe.family.classes, names)
-    outputs = Outputs(output, describe(pipe, settings, seed), conditions, overwrite)
+    outputs = Outputs(output, describe(pipe, settings, seed), conditions, pipe.engine, overwrite)
     if not as_json:
         click.echo(f"{pipe.plan.manifest.name}: {pipe.engine}")
     stats = draw_missing(pipe, settings, seed, conditions, outputs, batch_size)
-    record = outputs.finish(pipe.engine, stats, names, npz)
+    record = outputs.finish(stats, names, npz)
     click.echo(json.dumps(record, indent=1) if as_json else summary(record, stats, output))
 
 
@@ -209,7 +209,7 @@ def draw_missing(
             for position, index in enumerate(batch):
                 image = None if images is None else images[position]
                 outputs.add(index, image, latents[position])
-            outputs.checkpoint(pipe.engine, stats)
+            outputs.checkpoint(stats)
     return stats
 
 

@@ -1,10 +1,10 @@
 """What a run cost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass
@@ -39,6 +39,14 @@ class Stats:
         self.images += other.images
         self.head_calls += other.head_calls
         self.head_rows += other.head_rows
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(
+            {part: float(seconds) for part, seconds in dict(content["seconds"]).items()},
+            *(int(content[name]) for name in ("images", "head_calls", "head_rows")),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For the run record; images a second over the total time."""

@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from disa.runtime import outputs
 from disa.runtime import run as run_module
 from disa.runtime.run import choose_classes, main
+from disa.runtime.stats import Stats
 
 QUICK = ["--iterations", "4", "--steps", "4:2", "--engine", "cpu"]
 
@@ -121,6 +123,46 @@ def test_another_run_is_not_mixed_in(pixel_plan: Path, tmp_path: Path) -> None:
     assert images_in(tmp_path) != before
 
 
+def test_fewer_images_keep_the_record_of_all(pixel_plan: Path, tmp_path: Path) -> None:
+    assert run(pixel_plan, tmp_path, "--num", 6, "--class", 3).exit_code == 0
+    assert run(pixel_plan, tmp_path, "--num", 2, "--class", 3).exit_code == 0
+    assert record_of(tmp_path)["conditions"] == [3] * 6
+    assert record_of(tmp_path)["complete"]
+    result = run(pixel_plan, tmp_path, *["--class", 3] * 4, *["--class", 5] * 2)
+    assert result.exit_code == 1
+    assert "other classes" in result.output
+    (tmp_path / "000005.png").unlink()
+    assert run(pixel_plan, tmp_path, "--num", 2, "--class", 3).exit_code == 0
+    assert not record_of(tmp_path)["complete"]
+
+
+def test_a_long_run_has_its_first_images_on_the_grid(
+    pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "GRID_IMAGES", 3)
+    assert run(pixel_plan, tmp_path / "long", "--num", 5, "--class", 3).exit_code == 0
+    assert run(pixel_plan, tmp_path / "short", "--num", 3, "--class", 3).exit_code == 0
+    assert (tmp_path / "long/grid.png").read_bytes() == (tmp_path / "short/grid.png").read_bytes()
+
+
+def test_a_damaged_image_is_told(pixel_plan: Path, tmp_path: Path) -> None:
+    assert run(pixel_plan, tmp_path, "--num", 3).exit_code == 0
+    image = tmp_path / "000001.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    result = run(pixel_plan, tmp_path, "--num", 3)
+    assert result.exit_code == 1
+    assert f"{image} is damaged: delete it" in result.output
+    Image.new("L", (9, 8)).save(image)
+    result = run(pixel_plan, tmp_path, "--num", 3, "--npz")
+    assert result.exit_code == 1
+    assert f"{image} has another size" in result.output
+    assert not list(tmp_path.glob("*.npz")) + list(tmp_path.glob(".*"))
+    image.unlink()
+    assert run(pixel_plan, tmp_path, "--num", 3, "--npz").exit_code == 0
+    assert image.read_bytes() == whole
+
+
 def test_plans_without_pixels_give_latents(golden_plan: Any, tmp_path: Path) -> None:
     result = run(golden_plan("mar_patch2"), tmp_path, "--num", 2)
     assert result.exit_code == 0
@@ -207,8 +249,20 @@ def test_images_without_a_record_are_kept(pixel_plan: Path, tmp_path: Path) -> N
     result = run(pixel_plan, tmp_path, "--num", 1)
     assert result.exit_code == 1
     assert "run.json" in result.output
-    (tmp_path / "run.json").write_text("{")
-    assert "damaged" in run(pixel_plan, tmp_path, "--num", 1).output
+    record = {"request": {}, "conditions": [0], "stats": Stats().to_json()}
+    for content in (
+        "{",
+        "[]",
+        "[" * 100_000,
+        json.dumps({**record, "request": 3}),
+        json.dumps({**record, "conditions": 3}),
+        json.dumps({**record, "stats": {"seconds": "much"}}),
+        json.dumps({**record, "stats": {**Stats().to_json(), "images": [1]}}),
+    ):
+        (tmp_path / "run.json").write_text(content)
+        result = run(pixel_plan, tmp_path, "--num", 1)
+        assert result.exit_code == 1
+        assert "run.json is damaged" in result.output
     assert (tmp_path / "000000.png").read_bytes() == b"mine"
 
 
