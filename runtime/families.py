@@ -15,7 +15,7 @@ from .flowar import FlowARLoop
 from .harmon import Grid, HarmonLoop, parse_size
 from .labels import find_class
 from .mar import MARLoop
-from .masked import Watcher
+from .masked import Watcher, check_iterations
 from .noise import NoiseSource
 from .prompt import TOKENIZER_MEMBER, Tokenizer, encode_prompts
 from .sampler import SamplerName
@@ -101,7 +101,9 @@ class MARFamily(ClassConditioned):
         self.loop = MARLoop(sessions, self.tokens, self.channels, self.classes)
 
     def settings(self, options: Options, schedule: Schedule | None) -> Settings:
-        return Settings(**_masked_options(options, schedule))
+        settings = Settings(**_masked_options(options, schedule))
+        check_iterations(settings.iterations, self.tokens)
+        return settings
 
     def iterations(self, settings: Settings) -> int:
         return settings.iterations
@@ -208,7 +210,9 @@ class HarmonFamily:
 
     def settings(self, options: Options, schedule: Schedule | None) -> HarmonSettings:
         grid = parse_size(options["size"], self._stride)
-        return HarmonSettings(**_masked_options(options, schedule), grid=grid)
+        settings = HarmonSettings(**_masked_options(options, schedule), grid=grid)
+        check_iterations(settings.iterations, grid[0] * grid[1])
+        return settings
 
     def iterations(self, settings: HarmonSettings) -> int:
         return settings.iterations

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from ..errors import DisaError
 from .sampler import Singles, StepTable
-from .schedule import MAX_STEPS, MIN_STEPS, AnnealedSchedule, Schedule, check_tolerance
+from .schedule import MAX_STEPS, MIN_STEPS, AnnealedSchedule, Schedule
+from .settings import check_guidance_scale, check_tolerance
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,8 +72,7 @@ class FlowSettings:
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.guidance_scale < 1000:
-            raise DisaError(f"the guidance scale must be above 0, not {self.guidance_scale}")
+        check_guidance_scale(self.guidance_scale)
         if not 0 <= self.guidance_interval <= 1:
             raise DisaError(
                 f"the guidance interval is a time from 0 to 1, not {self.guidance_interval}"
@@ -86,7 +86,7 @@ class FlowSettings:
 
     def guidance(self, iteration: int, iterations: int) -> float:
         """Guidance scale of AR iteration `iteration`."""
-        return 1 + (self.guidance_scale - 1) * iteration / (iterations - 1)
+        return 1 + (self.guidance_scale - 1) * iteration / max(1, iterations - 1)
 
 
 @lru_cache(maxsize=4096)

@@ -11,13 +11,22 @@ from ..files import read_text
 MAX_BYTES = 1 << 22
 
 
-def read_labels(path: Path) -> list[str]:
-    """Class names from a text file, one a line, the first for class 0."""
+def read_labels(path: Path, classes: int | None = None) -> list[str]:
+    """Class names from a text file, one a line, the first for class 0.
+
+    Args:
+        classes: how many there must be; None if that is not known.
+    """
     names = [line.strip() for line in read_text(path, MAX_BYTES).splitlines()]
     while names and not names[-1]:
         names.pop()
     if not names:
         raise DisaError(f"{path}: it must hold one class name a line")
+    if classes not in (None, len(names)):
+        raise DisaError(
+            f"{path}: it has {len(names)} class names, and the model has {classes} classes: give "
+            "one a line, the first for class 0"
+        )
     return names
 
 
@@ -27,7 +36,7 @@ def find_class(wanted: int | str, classes: int, names: Sequence[str] | None) -> 
     A name of several synonyms, such as "sports car, sport car", is found by each of them.
     """
     text = str(wanted).strip()
-    if re.fullmatch(r"-?\d+", text):
+    if re.fullmatch(r"-?\d{1,18}", text):
         if 0 <= int(text) < classes:
             return int(text)
         raise DisaError(f"class {text} does not exist: the model has classes 0 to {classes - 1}")
@@ -36,6 +45,7 @@ def find_class(wanted: int | str, classes: int, names: Sequence[str] | None) -> 
             f"the plan has no class names, so {text!r} cannot be found: give the number of the "
             "class, or the names with --labels"
         )
+    names = names[:classes]
     known = {name.casefold(): index for index, name in reversed(list(enumerate(names)))}
     for index, name in reversed(list(enumerate(names))):
         for synonym in name.split(","):

@@ -146,6 +146,15 @@ class Rows:
         return self.respaced([int(timestep) for timestep in table.timesteps[kept][::-1]])
 
 
+def check_iterations(iterations: int, tokens: int) -> None:
+    """DisaError for more AR iterations than an image has tokens."""
+    if iterations > tokens:
+        raise DisaError(
+            f"{iterations} iterations are more than the {tokens} tokens of an image: "
+            f"give at most {tokens}"
+        )
+
+
 def prediction_counts(tokens: int, iterations: int) -> list[int]:
     """How many tokens each AR iteration predicts.
 
@@ -153,11 +162,7 @@ def prediction_counts(tokens: int, iterations: int) -> list[int]:
     arXiv 2202.04200), at least one and at least one fewer than before; the last iteration
     predicts all that are left.
     """
-    if iterations > tokens:
-        raise DisaError(
-            f"{iterations} iterations are more than the {tokens} tokens of an image: "
-            f"give at most {tokens}"
-        )
+    check_iterations(iterations, tokens)
     counts, masked = [], tokens
     for iteration in range(iterations - 1):
         wanted = math.floor(tokens * math.cos(math.pi / 2 * (iteration + 1) / iterations))

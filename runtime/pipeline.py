@@ -162,6 +162,8 @@ class Pipeline:
         together = self.auto_batch_size(settings) if batch_size is None else batch_size
         if together < 1:
             raise DisaError(f"the batch size must be at least 1, not {together}")
+        if first_image < 0:
+            raise DisaError(f"the first image has at least the index 0, not {first_image}")
         stats = Stats()
         parts = []
         for start in range(0, len(conditions), together):
@@ -222,7 +224,7 @@ class Pipeline:
         fitted = None if schedule is None else as_schedule(schedule)
         try:
             return self.family.settings({**known, **chosen}, fitted)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DisaError(f"the sampling options are not usable: {error}") from error
 
     def conditions(

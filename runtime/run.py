@@ -118,7 +118,7 @@ def main(
     batch size. The folder also gets run.json: the options, what ran, and what it cost.
     """
     pipe = Pipeline.from_plan(plan, engine, threads=threads)
-    names = read_labels(labels) if labels else pipe.class_names
+    names = read_labels(labels, pipe.family.classes) if labels else pipe.class_names
     settings = pipe.settings(**sampling)
     conditions: Sequence[int | str]
     if pipe.family.classes is None:

@@ -14,7 +14,6 @@ from ..files import read_bytes
 
 MIN_STEPS = 2
 MAX_STEPS = 1000
-MAX_TOLERANCE = 10
 MAX_SCHEDULE_BYTES = 4 << 20
 FORMAT = "disa-schedule"
 FORMAT_VERSION = 1
@@ -159,12 +158,6 @@ def _checked(root: Value) -> FittedSchedule:
     if version != FORMAT_VERSION:
         raise JSONError(f"{root.where} has version {version}, and this disa reads {FORMAT_VERSION}")
     return FittedSchedule(root.get("steps", list_of(integer)))
-
-
-def check_tolerance(tolerance: float) -> None:
-    """DisaError for a tolerance of adaptive steps that cannot be."""
-    if not 0 <= tolerance <= MAX_TOLERANCE:
-        raise DisaError(f"the tolerance goes from 0 to {MAX_TOLERANCE}, not {tolerance}")
 
 
 def parse_steps(text: str) -> tuple[int, int]:

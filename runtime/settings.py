@@ -5,8 +5,10 @@ from enum import StrEnum
 
 from ..errors import DisaError
 from .sampler import SamplerName, StepTable, step_table
-from .schedule import AnnealedSchedule, Schedule, Strategy, check_tolerance
+from .schedule import AnnealedSchedule, Schedule, Strategy
 
+MAX_GUIDANCE_SCALE = 1000
+MAX_TOLERANCE = 10
 ADAPTIVE_SAMPLERS = (SamplerName.DDPM, SamplerName.DDIM)
 """Those whose steps can be left out at run time: their timesteps are whole numbers."""
 
@@ -44,8 +46,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise DisaError(f"iterations must be at least 1, not {self.iterations}")
-        if not 0 < self.guidance_scale < 1000:
-            raise DisaError(f"the guidance scale must be above 0, not {self.guidance_scale}")
+        check_guidance_scale(self.guidance_scale)
         if not 0 <= self.temperature <= 10:
             raise DisaError(f"the temperature goes from 0 to 10, not {self.temperature}")
         check_tolerance(self.tolerance)
@@ -75,3 +76,17 @@ class Settings:
     def _whole_range(self) -> bool:
         schedule = self.schedule
         return isinstance(schedule, AnnealedSchedule) and schedule.strategy is Strategy.FIXED
+
+
+def check_guidance_scale(scale: float) -> None:
+    """DisaError for a guidance scale that cannot be."""
+    if not 0 < scale < MAX_GUIDANCE_SCALE:
+        raise DisaError(
+            f"the guidance scale must be above 0 and below {MAX_GUIDANCE_SCALE}, not {scale}"
+        )
+
+
+def check_tolerance(tolerance: float) -> None:
+    """DisaError for a tolerance of adaptive steps that cannot be."""
+    if not 0 <= tolerance <= MAX_TOLERANCE:
+        raise DisaError(f"the tolerance goes from 0 to {MAX_TOLERANCE}, not {tolerance}")

@@ -90,6 +90,12 @@ def test_too_few_or_too_many_steps(make: Callable[[int], object], steps: int) ->
         make(steps)
 
 
+def test_guidance_grows_from_none() -> None:
+    settings = FlowSettings(guidance_scale=4)
+    assert [settings.guidance(index, 4) for index in range(4)] == [1, 2, 3, 4]
+    assert settings.guidance(0, 1) == 1
+
+
 @pytest.mark.parametrize(
     "options", [{"guidance_scale": 0}, {"guidance_interval": 1.5}, {"guidance_interval": -1}]
 )

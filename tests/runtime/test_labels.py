@@ -25,6 +25,8 @@ def test_numbers_and_names() -> None:
         ("sneeker", NAMES, "did you mean 'Sneaker'"),
         ("", NAMES, "no class"),
         ("dog", None, "no class names"),
+        ("9" * 5000, NAMES, "no class"),
+        ("zebra", [*NAMES, "zebra"], "no class 'zebra'"),
     ],
 )
 def test_what_does_not_exist(wanted: int | str, names: list[str] | None, told: str) -> None:
@@ -41,6 +43,8 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(DisaError, match=told):
             read_labels(path)
     path.write_bytes(b"\xef\xbb\xbfcat\n")
-    assert read_labels(path) == ["cat"]
+    assert read_labels(path, 1) == ["cat"]
+    with pytest.raises(DisaError, match="1 class names, and the model has 10 classes"):
+        read_labels(path, 10)
     with pytest.raises(DisaError, match="cannot be read"):
         read_labels(tmp_path)
