@@ -1,7 +1,5 @@
 """Recorded runs of FlowAR and xAR, to be replayed through a plan."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -32,9 +30,9 @@ class FlowReplay:
 
     def gaussian(self, iteration: int, draws: int, shape: tuple[int, ...]) -> Floats:
         """The recorded draws of an AR iteration, [draws, tokens, batch, C]."""
-        step = self._step(iteration)
-        first = int(step["draw"] if "draw" in step else step["initial_draw"])
-        recorded = 1 + int(step.get("step_draws", 0))
+        first = self._reference.recorded(iteration, "draw", "initial_draw")
+        more = "step_draws" in self._reference.steps[iteration]
+        recorded = 1 + (self._reference.recorded(iteration, "step_draws") if more else 0)
         if recorded != draws:
             raise DisaError(
                 f"{self._reference.path}: iteration {iteration} has {recorded} draws, and the "
@@ -52,15 +50,6 @@ class FlowReplay:
             len(iteration.table),
             difference(sampled.reshape(shape), expected),
         )
-
-    def _step(self, iteration: int) -> Any:
-        try:
-            return self._reference.steps[iteration]
-        except IndexError:
-            raise DisaError(
-                f"{self._reference.path}: it has {len(self._reference.steps)} AR iterations, and "
-                "the plan's model has more"
-            ) from None
 
     def _rows(self, name: str, shape: tuple[int, ...]) -> Floats:
         """The rows of the images in a recorded array, [tokens, batch, C]."""

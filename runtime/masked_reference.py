@@ -27,14 +27,14 @@ SAMPLERS = {
 def replay_mar(pipe: Pipeline, reference: Reference) -> list[Difference]:
     """Draw a recorded MAR run again: the difference of every AR iteration and of the latents."""
     settings = Settings(**_options(reference))
-    images = int(reference.option("batch"))
+    images = reference.number("batch")
     labels = reference["labels"].astype(np.int64)
     classes = pipe.family.classes or 0
     if len(labels) == 0:
         labels = np.full(images, classes)
     elif labels.shape != (images,) or labels.min() < 0 or labels.max() >= classes:
         raise DisaError(f"{reference.path}: its labels are not {images} classes of the plan")
-    replay = MaskedReplay(reference, images, int(reference.steps[0]["rows"]) > _rows(reference))
+    replay = MaskedReplay(reference, images, reference.recorded(0, "rows") > _rows(reference))
     _check_counts(replay, settings, reference)
     found: list[Difference] = []
     _, latents = pipe.draw(
@@ -48,7 +48,7 @@ def replay_harmon(pipe: Pipeline, reference: Reference) -> list[Difference]:
     family = pipe.family
     assert isinstance(family, HarmonFamily)
     settings = HarmonSettings(**_options(reference), grid=_grid(reference))
-    images = int(reference.option("images"))
+    images = reference.number("images")
     prompts = PromptBatch.of_masked(
         reference["input_ids"], reference["attention_mask"], 1 + settings.guided
     )

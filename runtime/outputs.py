@@ -78,7 +78,15 @@ class Outputs:
         return [index for index in range(len(self.conditions)) if index not in present]
 
     def add(self, index: int, image: npt.NDArray[Any] | None, latents: npt.NDArray[Any]) -> None:
-        """Write image `index` as PNG, or its latents as .npy where there are no pixels."""
+        """Write image `index` as PNG, or its latents as .npy where there are no pixels.
+
+        Raises DisaError for latents that are not finite: no picture is better than a black one.
+        """
+        if not np.isfinite(latents).all():
+            raise DisaError(
+                f"image {index} came out as numbers that are not finite: lower --cfg or "
+                "--temperature, or export the checkpoint in fp32 or bf16"
+            )
         target = self.folder / f"{index:06d}.{'npy' if image is None else 'png'}"
         with self._writing(), written_whole(target) as file:
             if image is None:

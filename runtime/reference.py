@@ -16,7 +16,6 @@ from .head import Iteration
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-MAX_META = 1 << 24
 
 
 class Reference:
@@ -33,15 +32,16 @@ class Reference:
             names = set(self._arrays.files)
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise DisaError(
-                f"{path}: it is not a reference: an .npz file with meta, latents and draws is "
-                f"needed ({error})"
+                f"{path}: it is not a reference: give an .npz file with meta, latents and draws"
             ) from error
         self.names = names
         try:
             self.meta: Mapping[str, Any] = json.loads(str(self["meta"]))
             self.steps: list[Mapping[str, Any]] = list(self.meta["steps"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DisaError(f"{path}: its meta is not a JSON text with steps") from error
+        if not self.steps:
+            raise DisaError(f"{path}: its meta has no steps")
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in self.names:
@@ -60,6 +60,26 @@ class Reference:
             return self.meta[name]
         except KeyError:
             raise DisaError(f"{self.path}: its meta does not say {name}") from None
+
+    def number(self, name: str) -> int:
+        """A positive whole number of the meta data."""
+        number = self.option(name)
+        if not isinstance(number, int) or number < 1:
+            raise DisaError(f"{self.path}: its {name} is not a positive whole number")
+        return number
+
+    def recorded(self, iteration: int, *names: str) -> int:
+        """What was recorded of an AR iteration, under the first of these names that is there."""
+        if iteration >= len(self.steps):
+            raise DisaError(
+                f"{self.path}: it has {len(self.steps)} AR iterations, and the plan's model has "
+                "more"
+            )
+        step = self.steps[iteration]
+        found = [step[name] for name in names if isinstance(step, Mapping) and name in step]
+        if not found or not isinstance(found[0], int):
+            raise DisaError(f"{self.path}: its iteration {iteration} does not say {names[0]}")
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -132,8 +152,8 @@ class MaskedReplay:
 
     def gaussian(self, iteration: int, draws: int, shape: tuple[int, ...]) -> Floats:
         count, batch, channels = shape
-        step = self._reference.steps[iteration]
-        first, recorded = int(step["first_draw"]), int(step["draws"])
+        first = self._reference.recorded(iteration, "first_draw")
+        recorded = self._reference.recorded(iteration, "draws")
         if recorded not in (1, draws):
             raise DisaError(
                 f"{self._reference.path}: iteration {iteration} has {recorded - 1} denoising "

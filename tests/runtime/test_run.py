@@ -230,6 +230,23 @@ def test_no_space_left(pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob(".*"))
 
 
+def test_numbers_that_are_not_finite(
+    pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = run_module.Pipeline.draw
+
+    def overflowing(*given: Any, **options: Any) -> Any:
+        images, latents = draw(*given, **options)
+        latents[1, 0, 0, 0] = np.nan
+        return images, latents
+
+    monkeypatch.setattr(run_module.Pipeline, "draw", overflowing)
+    result = run(pixel_plan, tmp_path, "--num", 2)
+    assert result.exit_code == 1
+    assert "image 1 came out as numbers that are not finite" in result.output
+    assert list(images_in(tmp_path)) == ["000000.png"]
+
+
 def test_damaged_plans(pixel_plan: Path, tmp_path: Path) -> None:
     whole = pixel_plan.read_bytes()
     for name, data in {

@@ -83,6 +83,11 @@ def test_a_difference_fails(golden_plan: Plans, tmp_path: Path) -> None:
         ({"cfg": "much"}, "not usable"),
         ({"upper": 2}, "above the upper"),
         ({"batch": 5}, "5"),
+        ({"batch": None}, "its batch is not a positive whole number"),
+        ({"batch": 0}, "its batch is not"),
+        ({"steps": []}, "its meta has no steps"),
+        ({"steps": [3, 3]}, "does not say rows"),
+        ({"steps": "all"}, "does not say rows"),
     ],
 )
 def test_references_that_do_not_fit(
