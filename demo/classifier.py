@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from disa.cli import DisaCommand
 from disa.errors import DisaError
+from disa.files import written_whole
 
 from . import fashion_mnist
 
@@ -112,7 +114,7 @@ def train(
     model.eval()
 
 
-@click.command()
+@click.command(cls=DisaCommand)
 @click.option("--epochs", default=6, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), default=fashion_mnist.FOLDER)
@@ -121,15 +123,13 @@ def main(epochs: int, seed: int, data: Path, output: Path) -> None:
     """Train the classifier that judges generated images."""
     torch.manual_seed(seed)
     model = Classifier()
-    try:
-        images, labels = fashion_mnist.load("train", data)
-        test_images, test_labels = fashion_mnist.load("t10k", data)
-    except DisaError as error:
-        raise click.ClickException(str(error)) from error
+    images, labels = fashion_mnist.load("train", data)
+    test_images, test_labels = fashion_mnist.load("t10k", data)
     for epoch, loss in enumerate(train(model, images, labels, epochs)):
         click.echo(f"epoch {epoch + 1} of {epochs}: loss {loss:.3f}")
     _, classes = judge(model, test_images)
-    torch.save(model.state_dict(), output)
+    with written_whole(output) as file:
+        torch.save(model.state_dict(), file)
     accuracy = float((classes == test_labels).mean())
     click.echo(f"{output}: {accuracy:.2%} of the test images right")
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from disa.cli import DisaCommand
 from disa.errors import DisaError
 from disa.runtime.bench_machine import describe_machine
 from disa.runtime.pipeline import Pipeline
@@ -187,10 +188,16 @@ def picture(entries: Sequence[Entry], path: Path) -> None:
     image.save(path)
 
 
-@click.command()
+@click.command(cls=DisaCommand)
 @click.argument("plans", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--num", default=5000, show_default=True, help="Images for each schedule.")
-@click.option("--batch-size", default=250, show_default=True)
+@click.option(
+    "--num",
+    type=click.IntRange(2),
+    default=5000,
+    show_default=True,
+    help="Images for each schedule.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=250, show_default=True)
 @click.option("--schedule", "schedules", multiple=True, help="Such as 'linear 50:5'; repeat it.")
 @click.option("--sampler", default=None, help="ddpm, ddim, dpm-solver or dpm-solver++.")
 @click.option("--iterations", type=int, default=None, help="AR iterations; the plan's default.")
@@ -227,12 +234,7 @@ def main(
         "temperature": temperature,
         "seed": seed,
     }
-    try:
-        report(
-            plans, schedules or SCHEDULES, num, batch_size, options, engine, threads, data, output
-        )
-    except DisaError as error:
-        raise click.ClickException(str(error)) from error
+    report(plans, schedules or SCHEDULES, num, batch_size, options, engine, threads, data, output)
 
 
 def report(
@@ -247,14 +249,15 @@ def report(
     output: Path,
 ) -> None:
     """Draw, judge, and write OUTPUT.md, .json and .png."""
+    entries = [Entry(plan, schedule) for plan in plans for schedule in schedules]
+    pipelines = {plan: Pipeline.from_plan(plan, engine, threads=threads) for plan in plans}
+    # The first run of a session allocates, and an option that cannot be is refused at once.
+    for entry in entries:
+        pipelines[entry.plan]([0, 1], **entry.options, **options)
     machine = describe_machine()
     classifier = load_classifier()
     real, floor = real_rows(classifier, num, data)
-    pipelines = {plan: Pipeline.from_plan(plan, engine, threads=threads) for plan in plans}
-    entries = [Entry(plan, schedule) for plan in plans for schedule in schedules]
     labels = spread_classes(num)
-    for plan in plans:  # the first run of a session allocates
-        pipelines[plan]([0, 1], **options)
     draw(pipelines, entries, labels, batch_size, options)
     rows = []
     for entry in entries:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from disa.cli import DisaCommand
 from disa.errors import DisaError, MissingDependency
 
 STYLES = {
@@ -39,6 +40,7 @@ def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, An
             for row in content["rows"]:
                 float(row["head_rows_per_image"]), float(row["frechet_distance"])
                 rows.setdefault((row["plan"], row["schedule"]), row)
+            float(content["real"]["distance"]), int(content["num"])
             first = first or content
             other = [name for name in COMPARED if content[name] != first[name]]
         except OSError as error:
@@ -106,18 +108,15 @@ def draw(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -
     figure.savefig(path, dpi=100)
 
 
-@click.command()
+@click.command(cls=DisaCommand)
 @click.argument("evaluations", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("docs/images/quality.png")
 )
 def main(evaluations: tuple[Path, ...], output: Path) -> None:
     """Draw the schedules in EVALUATIONS, JSON files of demo.evaluate, by cost and quality."""
-    try:
-        rows, content = read_rows(evaluations)
-        draw(rows, float(content["real"]["distance"]), int(content["num"]), output)
-    except DisaError as error:
-        raise click.ClickException(str(error)) from error
+    rows, content = read_rows(evaluations)
+    draw(rows, float(content["real"]["distance"]), int(content["num"]), output)
     click.echo(f"written: {output}")
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from disa.cli import DisaCommand
 from disa.errors import DisaError
 from disa.exporter.mar import MAR
 from disa.exporter.mar_config import Config
@@ -247,7 +248,7 @@ def finish(run: Run, epoch_images: int, work: Path, output: Path) -> None:
     save(run.checkpoint(run.images // epoch_images), output)
 
 
-@click.command()
+@click.command(cls=DisaCommand)
 @click.option("--minutes", default=75.0, show_default=True, help="Training time, over all runs.")
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--lr", default=1.5e-3, show_default=True, help="Highest learning rate.")
@@ -281,15 +282,12 @@ def main(
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo" if name == "cpu" else "nccl")
     options = Options(minutes, batch_size, lr, ema_rate, warmup_steps, seed)
-    try:
-        run = Run(options, torch.device(name))
-        work.mkdir(parents=True, exist_ok=True)
-        if (work / "state.pt").exists():
-            run.resume(work / "state.pt")
-            click.echo(f"goes on at step {run.step} ({work / 'state.pt'})")
-        train(run, data, work, output, save_minutes)
-    except DisaError as error:
-        raise click.ClickException(str(error)) from error
+    run = Run(options, torch.device(name))
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / "state.pt").exists():
+        run.resume(work / "state.pt")
+        click.echo(f"goes on at step {run.step} ({work / 'state.pt'})")
+    train(run, data, work, output, save_minutes)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ def test_other_runs_are_not_mixed(change: dict[str, Any], tmp_path: Path) -> Non
         read_rows([first, second])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{}]}', '{"rows": []}'])
+REAL_IS_TEXT = '{"rows": [], "options": {}, "num": 5, "batch_size": 1, "real": "good"}'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{}]}', '{"rows": []}', REAL_IS_TEXT])
 def test_other_files(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -110,5 +110,5 @@ def test_missing_data_is_one_sentence(tmp_path: Path) -> None:
     arguments = ["--data", str(tmp_path), "--work", str(tmp_path), "--minutes", "0.01"]
     result = CliRunner().invoke(train.main, arguments)
     assert result.exit_code == 1
-    assert result.output.startswith("Error: ")
     assert "dataset-fashion-mnist" in result.output
+    assert result.output.count("\n") == 1
