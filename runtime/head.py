@@ -44,7 +44,8 @@ class Iteration:
         table: its denoising steps.
         guidance_scale: the scale used.
         predicted: grid positions it predicted, [tokens, batch].
-        condition: what the head was given, [guidance, tokens * batch, width].
+        condition: what the head was given, [guidance, tokens * batch, width]; of FlowAR and xAR
+            its own form of that.
         sampled: the tokens, [tokens * batch, C], rows (token, image).
         table_of: the table that the run's sampler has for a number of steps.
         denoise: draws the tokens again in the same state. It holds what the iteration was
