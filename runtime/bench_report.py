@@ -1,9 +1,9 @@
 """Records of disa-bench: files, tables, and the comparison of two."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..errors import DisaError
@@ -51,8 +51,15 @@ def write_text(text: str, path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """DisaError if a record cannot be put at `path`, before anything is measured."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise DisaError(f"{path} cannot be written: give the name of a file in a folder that is")
+    if path.is_dir():
+        raise DisaError(f"{path} cannot be written: it is a folder: give the name of a file in it")
+    try:
+        with TemporaryFile(dir=path.parent):
+            return
+    except OSError as error:
+        raise DisaError(
+            f"{path} cannot be written: {error.strerror or error}: give a file in another folder"
+        ) from error
 
 
 def summary(record: Mapping[str, Any]) -> str:

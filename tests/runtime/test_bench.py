@@ -162,6 +162,7 @@ def test_a_record_is_written_whole_or_not(tmp_path: Path, record: dict[str, Any]
         (["x.plan", "--steps", "many"], "steps are UPPER:LOWER"),
         (["x.plan", "--compare", "none.json"], "none.json cannot be read"),
         (["x.plan", "--json", "nowhere/new.json"], "nowhere/new.json cannot be written"),
+        (["x.plan", "--json", "/proc/new.json"], "/proc/new.json cannot be written"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(
