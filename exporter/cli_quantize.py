@@ -1,6 +1,5 @@
 """The part of disa-export that quantises. It needs the packages that exporting needs."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from ..calibration.quantization import Quantized, QuantizedGraph, QuantizeOption
 from ..errors import DisaError
 from ..runtime.prompt import read_prompts
 from .quantize import Format
+from .scratch import scratch_folder
 
 MakePlan = Callable[[Path], object]
 
@@ -40,15 +40,8 @@ def quantize_checkpoint(
     make_plan: MakePlan, output: Path, options: QuantizeOptions, report: Callable[[str], object]
 ) -> Quantized:
     """Quantise the fp32 plan that `make_plan` writes to the path it is given, then remove that."""
-    parent = output.resolve().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".disa-fp32-", dir=parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DisaError(f"{output} cannot be written: {reason} ({parent})") from error
-    with scratch as folder:
-        full = Path(folder) / output.name
+    with scratch_folder(output) as folder:
+        full = folder / output.name
         make_plan(full)
         return quantize(full, output, options, report)
 

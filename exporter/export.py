@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from .checkpoint import Checkpoint, load_config, open_checkpoint
 from .families import find_family
 from .graph import Shape, export_graph
 from .precision import Precision, set_precision
+from .scratch import scratch_folder
 from .sharing import SharedWeights
 from .tokenizer import MEMBER, read_tokenizer
 from .vae import open_vae
@@ -100,7 +100,7 @@ def export(
             stride=content["image"]["height"] // latent[0],
         )
     text = _tokenizer(tokenizer, content)
-    with _scratch(path) as folder, PlanWriter(path, content) as writer, _quiet():
+    with scratch_folder(path) as folder, PlanWriter(path, content) as writer, _quiet():
         model = family.build(opened.state, sizes, source)
         errors: list[GraphError] = []
         graphs, weights = family.graphs(model, decoder), SharedWeights()
@@ -167,20 +167,6 @@ def _identity(
 
 def _specs(entries: Sequence[tuple[str, str, Shape]]) -> list[TensorSpec]:
     return [TensorSpec(name, dtype, shape) for name, dtype, shape in entries]
-
-
-@contextmanager
-def _scratch(plan: Path) -> Iterator[Path]:
-    """A folder for the graphs on the plan's file system, where there must be room anyway."""
-    parent = plan.resolve().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".disa-export-", dir=parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DisaError(f"{plan} cannot be written: {reason} ({parent})") from error
-    with scratch as folder:
-        yield Path(folder)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from .flow_layers import rotary_frequencies
 from .flowar import FlowAR
 from .harmon import Harmon
 from .mar import MAR
+from .scratch import scratch_folder
 from .tokenizer import SPECIAL_TOKENS
 from .xar import XAR
 
@@ -145,16 +145,11 @@ def random_plan(
     plan = folder / plan_name(shapes)
     if plan.exists():
         return plan
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".random-", dir=folder)
-    except OSError as error:
-        raise DisaError(f"{folder} cannot be written: {error.strerror or error}") from error
-    with scratch as name:
-        checkpoint = Path(name) / f"{shapes}.pth"
+    with scratch_folder(plan) as scratch:
+        checkpoint = scratch / f"{shapes}.pth"
         report("making random weights")
         random_checkpoint(config, checkpoint)
-        tokenizer = byte_tokenizer(Path(name)) if reads_text(shapes) else None
+        tokenizer = byte_tokenizer(scratch) if reads_text(shapes) else None
         export(checkpoint, plan, tokenizer=tokenizer, check=False, report=report)
     for old in folder.glob(f"{shapes}-random-*.plan"):
         if old != plan:
