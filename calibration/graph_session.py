@@ -1,20 +1,18 @@
 """A session for an ONNX graph that is not in a plan yet."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..engines.cpu import physical_cores
 from ..engines.manifest import GraphInfo
-from ..engines.onnxruntime import exact_quantization
+from ..engines.onnxruntime import failures, session_options
 from ..engines.session import Array, iterate_by_run
 from ..errors import DisaError, MissingDependency
 from .ranges import Magnitudes
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class GraphSession:
@@ -41,20 +39,15 @@ class GraphSession:
             raise MissingDependency("onnxruntime", "cpu") from error
         self.inputs, self.outputs = info.inputs, info.outputs
         self.description = f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or physical_cores()
-        entries = {
-            "session.model_external_initializers_file_folder_path": str(folder),
-            "session.disable_prepacking": str(int(not prepack)),
-            "session.intra_op.spin_duration_us": "100",
-            **exact_quantization(precision),
-        }
-        for key, value in entries.items():
-            options.add_session_config_entry(key, value)
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
+        options = session_options(onnxruntime, threads or physical_cores(), prepack, precision)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
         )
+        self._failures = partial(failures, onnxruntime, f"the graph {info.name}", precision)
+        with self._failures():
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
         self._names = [spec.name for spec in self.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -65,7 +58,8 @@ class GraphSession:
         """The outputs, and further tensors that the model was given as outputs."""
         names = [*self._names, *(name for name in further if name not in self._names)]
         given = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
-        return dict(zip(names, self._session.run(names, given), strict=True))
+        with self._failures():
+            return dict(zip(names, self._session.run(names, given), strict=True))
 
     def iterate(
         self,
@@ -103,11 +97,14 @@ class RangeSession(GraphSession):
         self.magnitudes = {name: Magnitudes() for name in watched}
         self._inner = sorted(set(self.magnitudes) - {spec.name for spec in self.inputs})
         self._loops = 0
+        self._steps_looked_at: Iterator[bool] = iter(())
         self.watching = True
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Session.run`."""
-        return self._look(inputs) if self.watching else super().run(inputs)
+        # Outside of a loop there are no steps, and every call is looked at.
+        looking = next(self._steps_looked_at, True)
+        return self._look(inputs) if looking and self.watching else super().run(inputs)
 
     def iterate(
         self,
@@ -121,14 +118,8 @@ class RangeSession(GraphSession):
         spacing = max(1, steps // self.STEPS)
         first = self._loops % spacing
         self._loops += 1
-        outputs = {output: state[taken] for output, taken in carry.items()}
-        for step in range(steps):
-            carried = {taken: outputs[output] for output, taken in carry.items()}
-            now = {name: values[step] for name, values in per_step.items()}
-            inputs = {**constants, **now, **carried}
-            looking = self.watching and step % spacing == first
-            outputs = self._look(inputs) if looking else super().run(inputs)
-        return outputs
+        self._steps_looked_at = iter([step % spacing == first for step in range(steps)])
+        return super().iterate(carry, constants, per_step, state)
 
     def _look(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         found = self.fetch(inputs, self._inner)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import PurePosixPath
 from types import ModuleType
@@ -51,7 +51,7 @@ class OnnxRuntimeSession:
         self._precision = plan.manifest.precision_of(graph)
         self._runtime = _import()
         threads = threads or physical_cores()
-        options = _options(self._runtime, threads, prepack, self._precision)
+        options = session_options(self._runtime, threads, prepack, self._precision)
         provider = PROVIDERS[engine].prepare(self._runtime, options, threads, precision)
         refused = self._load_first(plan, graph, options, provider, cuda_graphs)
         self._check_interface()
@@ -165,13 +165,17 @@ class OnnxRuntimeSession:
                     "says: export the checkpoint again"
                 )
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into a DisaError."""
-        try:
-            yield
-        except _exceptions(self._runtime) as error:
-            raise DisaError(f"{self._where}: {_explain(str(error), self._precision)}") from error
+    def _failures(self) -> AbstractContextManager[None]:
+        return failures(self._runtime, self._where, self._precision)
+
+
+@contextmanager
+def failures(runtime: ModuleType, where: str, precision: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises into a DisaError about `where`."""
+    try:
+        yield
+    except _exceptions(runtime) as error:
+        raise DisaError(f"{where}: {_explain(str(error), precision)}") from error
 
 
 def provider_runs(engine: str) -> bool:
@@ -187,7 +191,7 @@ def _import() -> ModuleType:
     return onnxruntime
 
 
-def exact_quantization(precision: str) -> dict[str, str]:
+def _exact_quantization(precision: str) -> dict[str, str]:
     """What a session needs so that it computes what a graph of this precision says.
 
     The CPU has no products of fp8: there the operands are rounded to fp8 and multiplied in
@@ -203,7 +207,8 @@ def _computed_in(graph: str, provider: str | None) -> str:
     return provider or graph
 
 
-def _options(runtime: ModuleType, threads: int, prepack: bool, precision: str) -> Any:
+def session_options(runtime: ModuleType, threads: int, prepack: bool, precision: str) -> Any:
+    """Options of a session on the host for a graph of this precision."""
     options = runtime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
@@ -212,7 +217,7 @@ def _options(runtime: ModuleType, threads: int, prepack: bool, precision: str) -
         "session.intra_op.spin_duration_us": "100",
         "session.record_ep_graph_assignment_info": "1",
         "session.disable_prepacking": str(int(not prepack)),
-        **exact_quantization(precision),
+        **_exact_quantization(precision),
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
