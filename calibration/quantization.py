@@ -4,10 +4,8 @@ The fp32 plan draws images; the ranges of what its products multiply are counted
 are then drawn with it, and calls of its graphs kept: every choice is judged by them.
 """
 
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ from ..engines.session import Session
 from ..errors import DisaError
 from ..exporter.plan_graph import PlanGraph
 from ..exporter.products import Product
+from ..exporter.quantization_options import IMAGES, SPREAD_TOLERANCE, TOKEN_TOLERANCE
 from ..exporter.quantize import Format
+from ..exporter.scratch import scratch_folder
 from ..exporter.sharing import SharedWeights
 from ..runtime.noise import PhiloxNoise
 from ..runtime.pipeline import Pipeline
@@ -56,10 +56,10 @@ class QuantizeOptions:
     """
 
     form: Format = Format.INT8
-    images: int = 16
+    images: int = IMAGES
     tolerance: float = 0.03
-    token_tolerance: float = 0.1
-    spread_tolerance: float = 0.015
+    token_tolerance: float = TOKEN_TOLERANCE
+    spread_tolerance: float = SPREAD_TOLERANCE
     prompts: Sequence[str] = ()
     seed: int = 0
     threads: int | None = None
@@ -123,19 +123,26 @@ def quantize(
 ) -> Quantized:
     """Make a quantised plan of an fp32 plan.
 
-    Raises DisaError if the plan is not fp32, cannot draw, or if what is drawn differs by more
-    than is allowed. Nothing is written then.
+    Raises DisaError if the plan is damaged, not fp32 or cannot draw, if nothing in it can be
+    quantised, or if what is drawn differs by more than is allowed. Nothing is written then.
     """
     with (
         Plan.open(source) as plan,
-        _scratch(output) as folder,
+        scratch_folder(output) as folder,
         PlanWriter(output) as writer,
     ):
+        # What is written gets checksums of its own, which must not vouch for damage.
+        plan.check()
         job = _Job(plan, folder, options, report)
         job.collect_ranges()
         if options.check:
             job.keep_states()
         graphs = [job.quantize(name) for name in job.graphs]
+        if not any(graph.selection.chosen for graph in graphs):
+            raise DisaError(
+                f"nothing in {source} can be quantised to {options.form.value} within a tolerance "
+                f"of {options.tolerance:g}: raise --tolerance, or use the plan as it is"
+            )
         tokens = None
         if options.check:
             tokens = job.compare_tokens()
@@ -167,18 +174,19 @@ class _Job:
         self.graphs = {name: graph for name, graph in opened.items() if graph.products}
         if not self.graphs:
             raise DisaError(f"{plan.path} has no matrix products that could be quantised")
-        self.sessions: dict[str, Session] = {
-            name: self._range_session(self.graphs[name])
-            if name in self.graphs
-            else OnnxRuntimeSession(plan, name, threads=options.threads)
+        self.full = {name: self._range_session(graph) for name, graph in self.graphs.items()}
+        self.rest = {
+            name: OnnxRuntimeSession(plan, name, threads=options.threads)
             for name in plan.manifest.graphs
+            if name not in self.graphs
         }
         self.states: dict[str, list[State]] = {}
         self.results: dict[str, list[Any]] = {}
         self.models: dict[str, Any] = {}
-        self._counts: dict[str, CountingSession] = {}
-        pipe = self._pipeline({})
-        self.settings = pipe.settings()
+        self.asked: dict[str, tuple[int, int]] = {}
+        pipe = self._pipeline(self.full)
+        # Adaptive steps would follow the rounding, and could not be compared one by one.
+        self.settings = replace(pipe.settings(), tolerance=0.0)
         self.batch = min(MAX_BATCH, pipe.auto_batch_size(self.settings))
         self.held_out = max(2, options.images // 4)
         self.conditions = self._conditions(pipe, options.images + self.held_out)
@@ -188,8 +196,8 @@ class _Job:
         model = graph.with_outputs(sorted(watched))
         return RangeSession(graph.info, model, self.folder, watched, self.options.threads)
 
-    def _pipeline(self, replaced: Mapping[str, Session]) -> Pipeline:
-        return Pipeline(self.plan, {**self.sessions, **replaced})
+    def _pipeline(self, sessions: Mapping[str, Session]) -> Pipeline:
+        return Pipeline(self.plan, {**self.rest, **sessions})
 
     def _conditions(self, pipe: Pipeline, count: int) -> list[Any]:
         classes = pipe.family.classes
@@ -207,8 +215,8 @@ class _Job:
             stride += 1
         return [index * stride % classes for index in range(count)]
 
-    def _draw(self, replaced: Mapping[str, Session], images: range, what: str) -> None:
-        pipe = self._pipeline(replaced)
+    def _draw(self, sessions: Mapping[str, Session], images: range, what: str) -> None:
+        pipe = self._pipeline(sessions)
         with progress_bar(len(images), what, "image") as advance:
             for start in range(images.start, images.stop, self.batch):
                 batch = range(start, min(start + self.batch, images.stop))
@@ -219,22 +227,18 @@ class _Job:
     def collect_ranges(self) -> None:
         """Draw images and count the magnitudes of what is multiplied."""
         self.report(f"drawing {self.options.images} images to find the ranges")
-        self._counts = {name: CountingSession(self.sessions[name]) for name in self.graphs}
-        self._draw(self._counts, range(self.options.images), "ranges")
-        for name in self.graphs:
-            session = self.sessions[name]
-            assert isinstance(session, RangeSession)
-            session.watching = False
+        counters = {name: CountingSession(session) for name, session in self.full.items()}
+        self._draw(counters, range(self.options.images), "ranges")
+        draws = -(-self.options.images // self.batch)
+        for name, counter in counters.items():
+            self.asked[name] = counter.calls // draws, counter.loops // draws
+            self.full[name].watching = False
 
     def keep_states(self) -> None:
         """Draw other images and keep calls of the graphs."""
         self.report(f"drawing {self.held_out} other images to judge by")
-        draws = -(-self.options.images // self.batch)
         keepers = {
-            name: KeepingSession(
-                self.sessions[name], counter.calls // draws, counter.loops // draws
-            )
-            for name, counter in self._counts.items()
+            name: KeepingSession(session, *self.asked[name]) for name, session in self.full.items()
         }
         first = self.options.images
         self._draw(keepers, range(first, first + self.held_out), "states")
@@ -245,17 +249,19 @@ class _Job:
         """Choose what to quantise in a graph."""
         self.report(f"quantising the {name} graph")
         graph, form = self.graphs[name], self.options.form
-        session = self.sessions[name]
-        assert isinstance(session, RangeSession)
-        scales = scales_of(session.magnitudes, form.largest, form is Format.INT8, name)
+        # The session goes, with its copy of the weights, before others are loaded.
+        magnitudes = self.full.pop(name).magnitudes
+        scales = scales_of(magnitudes, form.largest, form is Format.INT8, name)
         graph.quantize_weights(form)
         if self.options.check:
+            states = self.states[name]
+            few = states[1::3] or states
             with progress_bar(len(graph.products), f"effects in {name}", "product") as advance:
                 selection = select(
                     graph.products,
-                    lambda chosen: self._error(graph, chosen, scales, self.states[name]),
+                    lambda chosen: self._error(graph, chosen, scales, states),
                     self.options.tolerance,
-                    lambda chosen: self._error(graph, chosen, scales, self.states[name][1::3]),
+                    lambda chosen: self._error(graph, chosen, scales, few),
                     advance,
                 )
         else:
@@ -302,18 +308,11 @@ class _Job:
             self._session(opened, opened.model.SerializeToString()),
             self._session(opened, self.models[graph.name].SerializeToString()),
         )
-        best = [0.0, 0.0]
+        total = np.zeros(2)
         for state in self.states[graph.name]:
-            times: list[list[float]] = [[], []]
-            for _ in range(TIMED_ROUNDS):
-                for index, session in enumerate(pair):
-                    start = time.perf_counter()
-                    state.error(session)
-                    times[index].append(time.perf_counter() - start)
-            best = [
-                total + float(np.median(found)) for total, found in zip(best, times, strict=True)
-            ]
-        return replace(graph, seconds=(best[0], best[1]))
+            rounds = [[_seconds(state, session) for session in pair] for _ in range(TIMED_ROUNDS)]
+            total += np.median(rounds, axis=0)
+        return replace(graph, seconds=(float(total[0]), float(total[1])))
 
     def write(
         self, writer: PlanWriter, graphs: Sequence[QuantizedGraph], tokens: Differences | None
@@ -357,31 +356,22 @@ def _others(plan: Plan) -> list[str]:
     return [name for name in manifest.members if name not in used]
 
 
+def _seconds(state: State, session: Session) -> float:
+    start = time.perf_counter()
+    state.error(session)
+    return time.perf_counter() - start
+
+
 def _enforce(tokens: Differences, options: QuantizeOptions) -> None:
-    found = None
     if not tokens.distance <= options.token_tolerance:
-        found = ("lie {:.3f} standard deviations from", tokens.distance, "token")
+        found = f"lie {tokens.distance:.3f} standard deviations from"
+        allowed, option = options.token_tolerance, "--token-tolerance"
     elif not abs(tokens.spread) <= options.spread_tolerance:
-        found = ("spread {:+.1%} against", tokens.spread, "spread")
-    if found:
-        how, value, option = found
-        allowed = getattr(options, f"{option}_tolerance")
-        raise DisaError(
-            f"tokens drawn in {options.form.value} {how.format(value)} those drawn in fp32, and "
-            f"{allowed:g} is allowed: lower --tolerance to leave more products in fp32, or raise "
-            f"--{option}-tolerance"
-        )
-
-
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A folder on the output's file system, where the graphs are worked on."""
-    parent = output.resolve().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".disa-quantize-", dir=parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DisaError(f"{output} cannot be written: {reason} ({parent})") from error
-    with scratch as folder:
-        yield Path(folder)
+        found = f"spread {tokens.spread:+.1%} against"
+        allowed, option = options.spread_tolerance, "--spread-tolerance"
+    else:
+        return
+    raise DisaError(
+        f"tokens drawn in {options.form.value} {found} those drawn in fp32, and {allowed:g} is "
+        f"allowed: lower --tolerance to leave more products in fp32, or raise {option}"
+    )

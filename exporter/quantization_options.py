@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+IMAGES = 16
 TOKEN_TOLERANCE = 0.1
 SPREAD_TOLERANCE = 0.015
 
@@ -16,7 +17,7 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--calibration-images",
             type=click.IntRange(1),
-            default=16,
+            default=IMAGES,
             show_default=True,
             help="Images drawn to find the ranges for --int8 and --fp8.",
         ),

@@ -16,6 +16,7 @@ from disa.engines.plan import Plan
 from disa.errors import DisaError
 from disa.exporter.against import compare_with_checkpoint
 from disa.exporter.check import TOLERANCES
+from disa.exporter.export import export
 from disa.exporter.plan_graph import PlanGraph
 from disa.exporter.quantize import Format
 from disa.runtime.pipeline import Pipeline
@@ -151,6 +152,55 @@ def test_too_large_a_difference_is_refused(golden_plan: Plans, tmp_path: Path) -
         with pytest.raises(DisaError, match=told):
             quantize(golden_plan("mar"), output, options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_runs_once_is_judged_by_its_only_call(
+    golden_plan: Plans, tmp_path: Path
+) -> None:
+    options = replace(QUICK, tolerance=2e-3, token_tolerance=9, spread_tolerance=9)
+    made = quantize(golden_plan("flowar_s"), tmp_path / "s.plan", options)
+    effects = {graph.name: graph.selection.effects for graph in made.graphs}
+    assert len(effects["modulation"]) > 1
+    assert all(0 < effect < 0.1 for effect in effects["modulation"].values())
+
+
+def test_adaptive_steps_do_not_blur_the_comparison(tmp_path: Path) -> None:
+    """Where tokens left their loop one by one, each would be compared after a part of it only."""
+    distances = []
+    for strategy in ("adaptive", "linear"):
+        plan = tmp_path / f"{strategy}.plan"
+        defaults = {"strategy": strategy, "steps": "20:20", "iterations": 4}
+        folder = GOLDEN / "mar"
+        export(
+            folder / "checkpoint.pth",
+            plan,
+            config=folder / "architecture.json",
+            defaults=defaults,
+            check=False,
+        )
+        made = quantize(plan, tmp_path / "quantised.plan", QUICK)
+        assert made.tokens is not None
+        distances.append(made.tokens.distance)
+    assert distances[0] == distances[1]
+
+
+def test_a_plan_that_stays_as_it_is_is_not_written(golden_plan: Plans, tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match=r"nothing in .* can be quantised to int8 within .* 1e-09"):
+        quantize(golden_plan("mar"), tmp_path / "x.plan", replace(QUICK, tolerance=1e-9))
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_does_not_get_a_new_checksum(golden_plan: Plans, tmp_path: Path) -> None:
+    with Plan.open(golden_plan("mar")) as plan:
+        (member,) = plan.graph("backbone").data
+        place = plan.offset(member) + len(plan.read(member)) // 2
+    damaged = tmp_path / "damaged.plan"
+    data = bytearray(golden_plan("mar").read_bytes())
+    data[place] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(DisaError, match=r"the checksum of graphs/backbone\.data does not match"):
+        quantize(damaged, tmp_path / "x.plan", QUICK)
+    assert list(tmp_path.iterdir()) == [damaged]
 
 
 def test_only_fp32_plans_are_taken(golden_plan: Plans, tmp_path: Path) -> None:
