@@ -1,18 +1,20 @@
 """disa-calibrate: measures a plan, and fits the denoising steps to it."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .. import __version__
 from ..cli import DisaCommand, progress_bar
 from ..engines.checked_json import any_object
 from ..engines.open import ENGINES
+from ..engines.plan import Plan
 from ..errors import DisaError
+from ..runtime.bench_report import check_writable, write_text
 from ..runtime.options import other_sampling_options
 from ..runtime.outputs import identify
 from ..runtime.pipeline import Pipeline
@@ -44,6 +46,12 @@ MADE = (
     "seed",
 )
 """What a schedule file says of its measurement."""
+OF_DRAWING = (
+    *("num", "precision", "reference_steps", "iterations", "seed", "batch_size"),
+    *("prompts", "prompt_file", "size"),
+    *("sampler", "cfg", "cfg_schedule", "temperature", "guidance_interval"),
+)
+"""Options that mean nothing where nothing is drawn."""
 
 
 @click.command(
@@ -145,22 +153,27 @@ def main(
         from .plot import require_matplotlib
 
         require_matplotlib()
-    pipe = Pipeline.from_plan(plan, engine, threads=threads)
-    baseline = baseline_schedule(pipe, sampling)
+    if path in (plan, path.with_suffix(".png")):
+        raise click.UsageError(f"{path} is no name for a schedule: give one such as steps.json")
     if measured_before is None:
+        pipe = Pipeline.from_plan(plan, engine, threads=threads)
+        baseline = baseline_schedule(pipe.plan, sampling)
         settings = pipe.settings(**sampling)
         conditions = choose_conditions(pipe, num, prompts, prompt_file)
         size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(settings)))
+        prepare(path)
         measured = draw_and_measure(
             pipe, settings, conditions, baseline, size, reference_steps, precision, seed
         )
-        made = about(pipe, settings) | {
-            "precision": precision,
-            "reference_steps": reference_steps,
-            "seed": seed,
-        }
+        made = about(
+            pipe, settings, precision=precision, reference_steps=reference_steps, seed=seed
+        )
     else:
-        measured, made = read_again(measured_before, pipe)
+        refuse_options_of_drawing()
+        with Plan.open(plan) as opened:
+            baseline = baseline_schedule(opened, sampling)
+            measured, made = read_again(measured_before, opened)
+        prepare(path)
     steps = fit(measured.tradeoff, baseline, match, target, cost)
     content = {
         **schedule_content(FittedSchedule(tuple(steps))),
@@ -168,12 +181,30 @@ def main(
         **found(measured, steps, baseline, cost),
         **measurement_content(measured),
     }
-    write_whole(path, (compact(content) + "\n").encode())
+    write_text(compact(content) + "\n", path)
     if plot:
         from .plot import draw
 
         draw(measured, steps, baseline, path.with_suffix(".png"))
     click.echo(compact(content) if as_json else summary(content, path))
+
+
+def refuse_options_of_drawing() -> None:
+    """A usage error if an option is given that only drawing heeds."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in OF_DRAWING:
+            raise click.UsageError(f"--measured draws nothing: leave out {option.opts[0]}")
+
+
+def prepare(path: Path) -> None:
+    """DisaError if the schedule could not be written; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DisaError(f"{path} cannot be written: {error.strerror or error}") from error
+    check_writable(path)
 
 
 def choose_conditions(
@@ -216,22 +247,26 @@ def draw_and_measure(
         )
 
 
-def read_again(path: Path, pipe: Pipeline) -> tuple[Measurement, dict[str, Any]]:
+def read_again(path: Path, plan: Plan) -> tuple[Measurement, dict[str, Any]]:
     """The measurement in a schedule file of the same plan, and what it says of itself."""
     measured, root = read_measurement(path)
     written = any_object(root)
-    if written.get("plan_sha256") != identify(pipe.plan):
-        raise DisaError(f"{path} was measured on another plan than {pipe.plan.path}")
+    if written.get("plan_sha256") != identify(plan):
+        raise DisaError(
+            f"{path} was measured on another plan than {plan.path}: measure this one without "
+            "--measured"
+        )
     return measured, {name: written[name] for name in MADE if name in written}
 
 
-def baseline_schedule(pipe: Pipeline, sampling: dict[str, Any]) -> AnnealedSchedule:
+def baseline_schedule(plan: Plan, sampling: dict[str, Any]) -> AnnealedSchedule:
     """The schedule to be matched: what is given, the rest from the plan's defaults."""
-    defaults = pipe.plan.manifest.defaults
+    defaults = plan.manifest.defaults
     upper, lower = parse_steps(sampling["steps"] or str(defaults.get("steps", "50:5")))
-    return AnnealedSchedule(
-        upper, lower, Strategy(sampling["strategy"] or defaults.get("strategy", Strategy.LINEAR))
-    )
+    strategy = sampling["strategy"] or defaults.get("strategy", Strategy.LINEAR)
+    if strategy not in list(Strategy):
+        raise DisaError(f"{plan.path} has an unknown strategy: say another with --strategy")
+    return AnnealedSchedule(upper, lower, Strategy(strategy))
 
 
 def fit(
@@ -255,7 +290,7 @@ def fit(
     return steps
 
 
-def about(pipe: Pipeline, settings: Any) -> dict[str, Any]:
+def about(pipe: Pipeline, settings: Any, **how: float) -> dict[str, Any]:
     """What was measured, and how."""
     options = {
         name: value if isinstance(value, int | float) else str(value)
@@ -268,6 +303,7 @@ def about(pipe: Pipeline, settings: Any) -> dict[str, Any]:
         "plan_sha256": identify(pipe.plan),
         "engine": pipe.engine,
         "options": options,
+        **how,
     }
 
 
@@ -294,18 +330,6 @@ def predicted(tradeoff: Tradeoff, steps: list[int]) -> dict[str, float]:
     """What the measurement says about some steps, for one image."""
     error, calls = tradeoff.of(steps, "calls")
     return {"error": error, "calls": calls, "seconds": tradeoff.of(steps, "time")[1]}
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DisaError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def summary(content: dict[str, Any], path: Path) -> str:

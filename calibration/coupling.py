@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: int = 0) -> Floats:
+def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: int) -> Floats:
     """Noise for the steps of `few` that follows the noise of `many`.
 
     With a fixed prediction of the token, the noise that a sampler adds between two places moves

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ..errors import DisaError
 from ..runtime.noise import PhiloxNoise
 from ..runtime.pipeline import Pipeline
@@ -47,8 +45,8 @@ def measure(
     many: int,
     precision: float,
     batch_size: int,
-    base: Schedule | None = None,
-    carry: Doubles | None = None,
+    base: Schedule,
+    carry: Doubles,
     seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Measurement:
@@ -59,12 +57,13 @@ def measure(
         conditions: one for each image that may be drawn.
         many: steps of each AR iteration that stand for the exact distribution.
         precision: stop when `tightness` is not above this.
-        base: steps that adaptive denoising chooses from; without it that is not measured.
-        carry: how far an error of each AR iteration carries over; alike without it.
+        base: steps that adaptive denoising chooses from.
+        carry: how far an error of each AR iteration carries over, [iterations].
         advance: called with the number of images after each batch.
 
     Raises:
-        DisaError: fewer than two images, or `many` is not above the smallest counts.
+        DisaError: fewer than two images, `many` is not above the smallest counts, or what is
+            drawn is not finite.
     """
     counts = [count for count in COUNTS if count <= many // 2]
     if len(conditions) < 2 or batch_size < 1:
@@ -74,12 +73,10 @@ def measure(
     # The sampler's range stays that of annealed runs, whose counts are compared.
     constant = AnnealedSchedule(many, many, Strategy.CONSTANT)
     reference = replace(settings, schedule=constant, tolerance=0.0)
+    # Flow families have one sampler, which adapts.
     adaptable = getattr(settings, "sampler", SamplerName.DDPM) in ADAPTIVE_SAMPLERS
     candidates = Candidates(
-        tuple(counts),
-        base or constant,
-        pipe.family.iterations(settings),
-        TOLERANCES if base and adaptable else (),
+        tuple(counts), base, pipe.family.iterations(settings), TOLERANCES if adaptable else ()
     )
     batches: list[list[Observation]] = []
     drawn, reached = 0, float("inf")
@@ -95,11 +92,10 @@ def measure(
         drawn += size
         reached = tightness(batches)
         advance(size)
-    weights = np.ones(candidates.iterations) if carry is None else carry
     return Measurement(
         drawn,
         reached,
         measure_signals(batches, seed),
-        measure_tradeoff(batches, counts, weights),
-        adaptive_points(batches, candidates.tolerances, weights),
+        measure_tradeoff(batches, counts, carry),
+        adaptive_points(batches, candidates.tolerances, carry),
     )

@@ -8,6 +8,7 @@ from itertools import combinations, permutations
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DisaError
 from ..runtime.flow import FlowTable
 from ..runtime.head import Iteration
 from ..runtime.schedule import Schedule
@@ -75,6 +76,15 @@ class Observation:
     adaptive_distances: Doubles
     adaptive_rows: Doubles
 
+    def check_finite(self) -> None:
+        """Raise DisaError if what was drawn is not finite."""
+        for name in ("sampled", "variance", "curvature", "distances", "adaptive_distances"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise DisaError(
+                    f"tokens of AR iteration {self.index + 1} were not finite: the plan is broken, "
+                    "or its sampling options are not usable"
+                )
+
 
 class Observer:
     """Watches a token loop: draws the tokens of each AR iteration again in the same state.
@@ -109,23 +119,23 @@ class Observer:
         else:
             given = inputs_of(iteration)
         repeated = [sampled, *reference.samples]
-        self.observations.append(
-            Observation(
-                iteration.index,
-                len(sampled) // batch,
-                given,
-                sampled,
-                np.mean(reference.samples, axis=0),
-                guess,
-                by_image(np.var(repeated, axis=0, ddof=1).mean(axis=1), batch),
-                by_image(curvature(times, points), batch),
-                np.array([each.distance for each in counted]),
-                np.array([each.seconds for each in counted]),
-                np.array([each.calls for each in counted], np.float64),
-                np.array([each.distance for each in adapted]).reshape(-1, batch),
-                np.array([[each.rows / batch] * batch for each in adapted]).reshape(-1, batch),
-            )
+        observation = Observation(
+            iteration.index,
+            len(sampled) // batch,
+            given,
+            sampled,
+            np.mean(reference.samples, axis=0),
+            guess,
+            by_image(np.var(repeated, axis=0, ddof=1).mean(axis=1), batch),
+            by_image(curvature(times, points), batch),
+            np.array([each.distance for each in counted]),
+            np.array([each.seconds for each in counted]),
+            np.array([each.calls for each in counted], np.float64),
+            np.array([each.distance for each in adapted]).reshape(-1, batch),
+            np.array([[each.rows / batch] * batch for each in adapted]).reshape(-1, batch),
         )
+        observation.check_finite()
+        self.observations.append(observation)
 
     def _guess(self, iteration: Iteration) -> Floats:
         """The token as a flow head sees it in pure noise: x - v at time 1, one step to the end."""
@@ -162,7 +172,10 @@ class Reference:
     def compare(self, steps: int, tolerance: float = 0.0) -> Compared:
         """Draw with a number of steps, from the noise of the samples."""
         table = self.iteration.table_of(steps)
-        noises = [coupled_noise(noise, self.iteration.table, table) for noise in self.noises]
+        noises = [
+            coupled_noise(noise, self.iteration.table, table, seed)
+            for seed, noise in enumerate(self.noises)
+        ]
         stats = Stats()
         start = time.perf_counter()
         drawn = [

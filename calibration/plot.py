@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingDependency
+from ..files import written_whole
 from ..runtime.schedule import AnnealedSchedule, Strategy
 from .fit import counts_of, fit_to_cost
 from .measure import Measurement
@@ -37,7 +38,8 @@ def draw(measured: Measurement, steps: list[int], baseline: AnnealedSchedule, pa
     _signals(signals, measured)
     _schedule(schedule, steps)
     _tradeoff(tradeoff, measured, steps, baseline)
-    figure.savefig(path, dpi=90)
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=90, format="png")
 
 
 def _signals(axes: Any, measured: Measurement) -> None:
@@ -104,7 +106,7 @@ def _tradeoff(
             label=f"adaptive {baseline.upper}:{baseline.lower}",
         )
     for found, marker, label in (
-        (counts_of(baseline, iterations), "o", f"{baseline}"),
+        (counts_of(baseline, iterations), "o", str(baseline)),
         (steps, "*", "chosen"),
     ):
         error, calls = tradeoff.of(found, "calls")

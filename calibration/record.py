@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ..engines.checked_json import JSONError, Value, integer, list_of, load
 from ..errors import DisaError
+from ..files import read_bytes
 from .fit import AdaptivePoint, Tradeoff
 from .measure import Measurement
 from .signals import Signal, Signals
@@ -51,14 +52,8 @@ def read_measurement(path: Path) -> tuple[Measurement, Value]:
     Raises:
         DisaError: the file cannot be read, or holds no measurement.
     """
+    data = read_bytes(path, MAX_BYTES)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    try:
-        if len(data) > MAX_BYTES:
-            raise JSONError(f"it is larger than {MAX_BYTES} bytes")
         root = load(data, "the measurement")
         return _measurement(root), root
     except JSONError as error:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DisaError
 from .mlp import MLP
 from .observe import Observation
 
@@ -93,9 +94,12 @@ def gather(batches: Batches, name: str) -> Doubles:
 
 
 def token_variance(batches: Batches) -> float:
-    """Mean over channels of the variance of all tokens."""
+    """Mean over channels of the variance of all tokens; DisaError if they are all alike."""
     tokens = np.concatenate([seen.sampled for batch in batches for seen in batch])
-    return float(tokens.astype(np.float64).var(axis=0).mean())
+    variance = float(tokens.astype(np.float64).var(axis=0).mean())
+    if not variance:
+        raise DisaError("all tokens were alike, so nothing can be measured: the plan is broken")
+    return variance
 
 
 def tightness(batches: Batches) -> float:

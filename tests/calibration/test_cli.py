@@ -65,6 +65,37 @@ def test_what_cannot_be(pixel_plan: Path, tmp_path: Path, options: list[str], wo
     assert not list(tmp_path.iterdir())
 
 
+def test_where_it_cannot_be_written_nothing_is_drawn(
+    pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object) -> None:
+        raise AssertionError("it was drawn")
+
+    monkeypatch.setattr("disa.calibration.cli.draw_and_measure", draw)
+    (tmp_path / "file").touch()
+    for name, code, words in (
+        ("file/steps.json", 1, "cannot be written"),
+        (".", 1, "it is a folder"),
+        ("steps.png", 2, "is no name for a schedule"),
+        (str(pixel_plan), 2, "is no name for a schedule"),
+    ):
+        command = [str(pixel_plan), *QUICK, "--plot", "-o", str(tmp_path / name)]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == code, result.output
+        assert words in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("option", [["--num", "4"], ["--cfg", "2"], ["--prompt", "a bag"]])
+def test_options_that_a_second_fit_would_not_heed(
+    option: list[str], schedule: Path, pixel_plan: Path, tmp_path: Path
+) -> None:
+    command = [str(pixel_plan), "--measured", str(schedule), "-o", str(tmp_path / "x.json")]
+    result = CliRunner().invoke(main, [*command, *option])
+    assert result.exit_code == 2
+    assert f"--measured draws nothing: leave out {option[0]}" in result.output
+
+
 def test_a_plan_can_have_it_as_its_default(schedule: Path, pixel_pipeline: Pipeline) -> None:
     sampling = {"schedule": schedule, "steps": None, "strategy": None, "cfg": None}
     options: dict[str, object] = {**sampling, "temperature": None}
