@@ -7,7 +7,7 @@ weighs as much as a change of it moves the whole image, itself and what is drawn
 `carry`): errors of early tokens are handed on, those of the last ones are not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,32 +149,45 @@ def measure_tradeoff(batches: Batches, counts: Sequence[int], carry: Doubles) ->
 
 def fit_to_error(tradeoff: Tradeoff, error: float, kind: str) -> list[int]:
     """The cheapest steps whose mean error is at most `error`; the most steps if none are."""
-    best = [int(tradeoff.counts[-1])] * len(tradeoff.tokens)
-    low, high = PRICES
-    for _ in range(BISECTIONS):
-        price = (low + high) / 2
-        steps = _choose(tradeoff, kind, price)
-        if tradeoff.of(steps, kind)[0] <= error:
-            best, low = steps, price
-        else:
-            high = price
-    contribution = tradeoff.error * tradeoff.share[:, None]
-    return _improved(tradeoff, best, tradeoff.cost(kind), contribution, error)
+    most = [int(tradeoff.counts[-1])] * len(tradeoff.tokens)
+    steps = _at_last_price(tradeoff, kind, most, PRICES, lambda of: of[0] <= error)
+    return _improved(tradeoff, steps, tradeoff.cost(kind), _contribution(tradeoff), error)
 
 
 def fit_to_cost(tradeoff: Tradeoff, cost: float, kind: str) -> list[int]:
     """The steps of the least mean error that cost at most `cost`; the fewest if none do."""
-    best = [int(tradeoff.counts[0])] * len(tradeoff.tokens)
-    low, high = PRICES
+    fewest = [int(tradeoff.counts[0])] * len(tradeoff.tokens)
+    steps = _at_last_price(tradeoff, kind, fewest, PRICES[::-1], lambda of: of[1] <= cost)
+    return _improved(tradeoff, steps, _contribution(tradeoff), tradeoff.cost(kind), cost)
+
+
+def _contribution(tradeoff: Tradeoff) -> Doubles:
+    """What each count of each iteration adds to the mean error, [iterations, counts]."""
+    return tradeoff.error * tradeoff.share[:, None]
+
+
+def _at_last_price(
+    tradeoff: Tradeoff,
+    kind: str,
+    steps: list[int],
+    prices: tuple[float, float],
+    good: Callable[[tuple[float, float]], bool],
+) -> list[int]:
+    """The best steps at the price on the way between two at which they are good for the last time.
+
+    Args:
+        steps: what to take if none are.
+        good: whether an error and a cost are.
+    """
+    near, far = prices
     for _ in range(BISECTIONS):
-        price = (low + high) / 2
-        steps = _choose(tradeoff, kind, price)
-        if tradeoff.of(steps, kind)[1] <= cost:
-            best, high = steps, price
+        price = (near + far) / 2
+        found = _choose(tradeoff, kind, price)
+        if good(tradeoff.of(found, kind)):
+            steps, near = found, price
         else:
-            low = price
-    contribution = tradeoff.error * tradeoff.share[:, None]
-    return _improved(tradeoff, best, contribution, tradeoff.cost(kind), cost)
+            far = price
+    return steps
 
 
 def _improved(
@@ -214,7 +227,7 @@ def _choose(tradeoff: Tradeoff, kind: str, price: float) -> list[int]:
     (Everett 1963, generalised Lagrange multipliers).
     """
     cost = tradeoff.cost(kind)
-    total = tradeoff.error * tradeoff.share[:, None] + np.exp(price) * cost / cost[:, -1].sum()
+    total = _contribution(tradeoff) + np.exp(price) * cost / cost[:, -1].sum()
     return [int(count) for count in tradeoff.counts[total.argmin(axis=1)]]
 
 

@@ -65,7 +65,7 @@ def curvature(times: Doubles, points: Doubles) -> Doubles:
     """
     span = times[0] - times[-1]
     whole = (points[0] - points[-1]) / span
-    parts = -np.diff(points, axis=0) / -np.diff(times)[:, None, None]
+    parts = np.diff(points, axis=0) / np.diff(times)[:, None, None]
     share = -np.diff(times) / span
     bent = np.square(parts - whole).sum(axis=2)
     straight: Doubles = (share[:, None] * bent).sum(axis=0) / np.square(whole).sum(axis=1)
