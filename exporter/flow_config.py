@@ -1,19 +1,20 @@
 """Sizes of the FlowAR and xAR transformers, and how a checkpoint tells them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import DisaError
 from .flow_layers import GRID, ROTARY_BASE, rotary_frequencies
+from .sizes import check_sizes
 from .weights import count_blocks, shape_of
 
 GEOMETRY = {"img_size": 256, "vae_stride": 16, "patch_size": 1}
 """What both families fix: 16x16 latents, one token each."""
 STACKS = ("encoder", "decoder")
+WHERE = "the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,7 @@ class StackConfig:
     class_num: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value <= 0):
-                raise DisaError(
-                    f"the configuration's {field.name} must be a positive whole number, "
-                    f"not {value!r}"
-                )
+        check_sizes(type(self), vars(self), "the configuration's")
         for stack in STACKS:
             width, heads = getattr(self, f"{stack}_embed_dim"), getattr(self, f"{stack}_num_heads")
             if width % (4 * heads):
@@ -68,30 +63,28 @@ class StackConfig:
         return {f"{stack}_blocks.": getattr(self, f"{stack}_num_heads") for stack in STACKS}
 
 
-def stacks_in_tensors(
-    state: Mapping[str, Tensor], tokens: int, where: Path | str
-) -> dict[str, int]:
+def stacks_in_tensors(state: Mapping[str, Tensor], tokens: int) -> dict[str, int]:
     """The options of `StackConfig` that the tensors tell.
 
     Raises:
         DisaError: a tensor is missing, or the model is for another number of `tokens`.
     """
-    _check_rotary(state, where)
-    found = shape_of(state, "encoder_pos_embed_learned", 3, where)[1]
+    _check_rotary(state)
+    found = shape_of(state, "encoder_pos_embed_learned", 3, WHERE)[1]
     if found != tokens:
         raise DisaError(
-            f"{where}: it has {found} token positions; only models of 256x256 pixels with "
+            f"{WHERE}: it has {found} token positions; only models of 256x256 pixels with "
             f"{GRID}x{GRID} latents ({tokens} positions) are known"
         )
-    width, channels = shape_of(state, "z_proj.weight", 2, where)
+    width, channels = shape_of(state, "z_proj.weight", 2, WHERE)
     told = {
         "encoder_embed_dim": width,
-        "decoder_embed_dim": shape_of(state, "decoder_embed.weight", 2, where)[0],
+        "decoder_embed_dim": shape_of(state, "decoder_embed.weight", 2, WHERE)[0],
         "vae_embed_dim": channels,
-        "class_num": shape_of(state, "class_emb.weight", 2, where)[0] - 1,
+        "class_num": shape_of(state, "class_emb.weight", 2, WHERE)[0] - 1,
     }
     for stack in STACKS:
-        told[f"{stack}_depth"] = count_blocks(state, f"{stack}_blocks", where)
+        told[f"{stack}_depth"] = count_blocks(state, f"{stack}_blocks", WHERE)
         heads = _heads_in_tensors(state, f"{stack}_blocks")
         if heads is not None:
             told[f"{stack}_num_heads"] = heads
@@ -157,12 +150,12 @@ def _heads_in_tensors(state: Mapping[str, Tensor], stack: str) -> int | None:
     return heads if heads and not rest else None
 
 
-def _check_rotary(state: Mapping[str, Tensor], where: Path | str) -> None:
+def _check_rotary(state: Mapping[str, Tensor]) -> None:
     for key, stored in state.items():
         if key.endswith("rope.freqs") and not stored.float().allclose(
             rotary_frequencies(4 * stored.numel()), rtol=1e-4
         ):
             raise DisaError(
-                f"{where}: the rotary frequencies in {key} are not those of base "
+                f"{WHERE}: the rotary frequencies in {key} are not those of base "
                 f"{ROTARY_BASE:g} that FlowAR and xAR use: this is another model"
             )

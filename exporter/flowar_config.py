@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import DisaError
-from .flow_config import StackConfig, merge_sizes, official_stacks, stacks_in_tensors
+from .flow_config import WHERE, StackConfig, merge_sizes, official_stacks, stacks_in_tensors
 from .weights import count_blocks, shape_of
 
 FAMILY = "flowar"
@@ -67,7 +66,6 @@ def configure(
     state: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
     args: Mapping[str, Any] | None = None,
-    where: Path | str = "the checkpoint",
 ) -> Config:
     """The sizes of a checkpoint.
 
@@ -79,9 +77,9 @@ def configure(
     """
     cross = "flownet.res_blocks.0.crossattn.q.weight" in state
     told = {
-        **stacks_in_tensors(state, POSITIONS, where),
-        "diffloss_d": count_blocks(state, "flownet.res_blocks", where),
-        "diffloss_w": shape_of(state, "flownet.input_proj.weight", 2, where)[0],
+        **stacks_in_tensors(state, POSITIONS),
+        "diffloss_d": count_blocks(state, "flownet.res_blocks", WHERE),
+        "diffloss_w": shape_of(state, "flownet.input_proj.weight", 2, WHERE)[0],
         "cross": cross,
     }
     heads = {size.width: size.heads for size in SIZES.values()}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import DisaError
 from . import mar_config, qwen2
+from .sizes import check_sizes
 from .vae import LATENT_SCALE
 
 FAMILY = "harmon"
@@ -31,8 +32,7 @@ class Config:
     vae_scale: float = LATENT_SCALE
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vae_scale, int | float) or self.vae_scale <= 0:
-            raise DisaError(f"vae_scale must be a positive number, not {self.vae_scale!r}")
+        check_sizes(type(self), vars(self), "the configuration's")
 
 
 def recognise(state: Mapping[str, Tensor]) -> bool:

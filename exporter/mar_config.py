@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import DisaError
+from .sizes import check_sizes
 from .weights import count_blocks, shape_of
 
 FAMILY = "mar"
+WHERE = "the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,7 @@ class Config:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-                raise DisaError(
-                    f"the configuration's {field.name} must be a positive number, not {value!r}"
-                )
+        check_sizes(type(self), vars(self), "the configuration's")
         if self.img_size % (self.vae_stride * self.patch_size):
             raise DisaError(
                 f"img_size {self.img_size} is not a multiple of vae_stride * patch_size "
@@ -116,6 +112,7 @@ def configure(
     known = {field.name for field in fields(Config)}
     sizes = {**{k: v for k, v in (args or {}).items() if k in known}, **given, **told}
     sizes = {key: value for key, value in sizes.items() if key in known}
+    check_sizes(Config, sizes, "the configuration's")
     for side in ("encoder", "decoder"):
         heads = f"{side}_num_heads"
         if heads not in sizes:
@@ -134,22 +131,20 @@ def configure(
     return result
 
 
-def sizes_in_tensors(
-    state: Mapping[str, Tensor], where: Path | str = "the checkpoint"
-) -> dict[str, int | float]:
+def sizes_in_tensors(state: Mapping[str, Tensor]) -> dict[str, int | float]:
     """The options that the shapes of the tensors tell."""
-    encoder, _ = shape_of(state, "z_proj.weight", 2, where)
-    tokens = shape_of(state, "diffusion_pos_embed_learned", 3, where)[1]
+    encoder, _ = shape_of(state, "z_proj.weight", 2, WHERE)
+    tokens = shape_of(state, "diffusion_pos_embed_learned", 3, WHERE)[1]
     return {
         "encoder_embed_dim": encoder,
-        "decoder_embed_dim": shape_of(state, "decoder_embed.weight", 2, where)[0],
-        "encoder_depth": count_blocks(state, "encoder_blocks", where),
-        "decoder_depth": count_blocks(state, "decoder_blocks", where),
-        "class_num": shape_of(state, "class_emb.weight", 2, where)[0],
-        "buffer_size": shape_of(state, "encoder_pos_embed_learned", 3, where)[1] - tokens,
-        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks", where),
-        "diffloss_w": shape_of(state, "diffloss.net.input_proj.weight", 2, where)[0],
-        "mlp_ratio": shape_of(state, "encoder_blocks.0.mlp.fc1.weight", 2, where)[0] / encoder,
+        "decoder_embed_dim": shape_of(state, "decoder_embed.weight", 2, WHERE)[0],
+        "encoder_depth": count_blocks(state, "encoder_blocks", WHERE),
+        "decoder_depth": count_blocks(state, "decoder_blocks", WHERE),
+        "class_num": shape_of(state, "class_emb.weight", 2, WHERE)[0],
+        "buffer_size": shape_of(state, "encoder_pos_embed_learned", 3, WHERE)[1] - tokens,
+        "diffloss_d": count_blocks(state, "diffloss.net.res_blocks", WHERE),
+        "diffloss_w": shape_of(state, "diffloss.net.input_proj.weight", 2, WHERE)[0],
+        "mlp_ratio": shape_of(state, "encoder_blocks.0.mlp.fc1.weight", 2, WHERE)[0] / encoder,
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import DisaError
 from .precision import NarrowEmbedding
+from .sizes import check_sizes
 from .weights import count_blocks, shape_of
 
 SIZES = {
@@ -51,12 +52,7 @@ class Config:
     rope_theta: float = 1_000_000.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-                raise DisaError(
-                    f"the language model's {field.name} must be a positive number, not {value!r}"
-                )
+        check_sizes(type(self), vars(self), "the language model's")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise DisaError(
                 f"{self.num_attention_heads} attention heads do not divide the language model's "
@@ -110,9 +106,10 @@ def configure(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Config:
     names = {field.name for field in fields(Config)}
     sizes = {key: value for key, value in given.items() if key in names} | told
     sizes["num_attention_heads"] = heads
+    check_sizes(Config, sizes, "the language model's")
     sizes["vocab_size"], _ = shape_of(state, "embed_tokens.weight", 2, WHERE)
     key_width, _ = shape_of(state, "layers.0.self_attn.k_proj.weight", 2, WHERE)
-    sizes.setdefault("num_key_value_heads", key_width * int(heads) // told["hidden_size"])
+    sizes.setdefault("num_key_value_heads", key_width * heads // told["hidden_size"])
     config = Config(**sizes)
     if config.num_key_value_heads * config.head_dim != key_width:
         raise DisaError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +48,6 @@ def configure(
     state: Mapping[str, Tensor],
     config: Mapping[str, Any] | None = None,
     args: Mapping[str, Any] | None = None,
-    where: Path | str = "the checkpoint",
 ) -> Config:
     """The sizes of a checkpoint.
 
@@ -59,7 +57,7 @@ def configure(
     Raises:
         DisaError: nobody tells the heads, or `config` contradicts the tensors.
     """
-    told = stacks_in_tensors(state, TOKENS, where)
+    told = stacks_in_tensors(state, TOKENS)
     heads = {size.width: size.heads for size in SIZES.values()}
     known = {field.name for field in fields(Config)}
     return Config(**merge_sizes(told, config, args, known, heads))

@@ -245,7 +245,11 @@ def test_golden_sizes_come_from_the_configuration() -> None:
         ({"llm": []}, "llm must be an object"),
         ({"mar": {**CONFIG["mar"], "encoder_depth": 3}}, "encoder_depth 3"),
         ({"mar": {}}, "encoder_num_heads"),
+        ({"llm": {**CONFIG["llm"], "num_attention_heads": "four"}}, "positive whole number"),
+        ({"llm": {**CONFIG["llm"], "num_key_value_heads": 2.0}}, "positive whole number"),
+        ({"llm": {**CONFIG["llm"], "rope_theta": float("inf")}}, "positive number, not inf"),
         ({"vae_scale": 0}, "vae_scale"),
+        ({"vae_scale": float("inf")}, "vae_scale"),
         ({"vae_scale": "big"}, "vae_scale"),
     ],
 )

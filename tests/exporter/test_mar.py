@@ -96,8 +96,16 @@ def test_any_sizes_are_read_from_tensors_and_configuration() -> None:
         configure(state, {**rest, "encoder_num_heads": 7})
     with pytest.raises(DisaError, match="tensors say 24"):
         configure(state, {**rest, "encoder_embed_dim": 32})
-    with pytest.raises(DisaError, match="positive"):
-        configure(state, {**rest, "vae_stride": 0})
+    for name, value in (
+        ("vae_stride", 0),
+        ("vae_embed_dim", 0),
+        ("vae_embed_dim", "three"),
+        ("patch_size", [2]),
+        ("encoder_num_heads", 3.0),
+        ("img_size", float("inf")),
+    ):
+        with pytest.raises(DisaError, match=f"{name} must be a positive whole number"):
+            configure(state, {**rest, name: value})
     with pytest.raises(DisaError, match="mean 144 tokens"):
         configure(state, {**rest, "img_size": 96})
 
