@@ -16,20 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DisaError
+from ..files import read_text
 from . import safetensors_file
 from .pickles import PickleError, survey
 from .torch_file import MAX_PICKLE_BYTES, is_torch_file, read_torch_file, refuse_pickle
-from .weights import check_finite, count_blocks, load_strict, shape_of
-
-__all__ = [
-    "Checkpoint",
-    "check_finite",
-    "count_blocks",
-    "load_config",
-    "load_strict",
-    "open_checkpoint",
-    "shape_of",
-]
 
 Scalar = bool | int | float | str | None
 Option = Scalar | list[Scalar]
@@ -110,19 +100,13 @@ def load_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise DisaError(f"{path}: it is too large for a configuration")
-        config = json.loads(text.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        config = json.loads(read_text(path, MAX_CONFIG_BYTES), parse_constant=_refuse_constant)
         if not isinstance(config, dict):
             raise DisaError(
                 f"{path}: it must hold a JSON object such as "
                 '{"encoder_num_heads": 12}, not ' + _json_name(config)
             )
         _check_numbers(config, path)
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         raise DisaError(
             f"{path}: line {error.lineno} is not valid JSON ({error.msg}): mend the configuration"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DisaError, MissingDependency
+from ..files import read_text
 
 PRE_TOKENS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -33,7 +34,7 @@ def read_tokenizer(folder: Path | str, vocab_size: int) -> bytes:
     folder = Path(folder)
     file = folder / MEMBER if folder.is_dir() else folder
     if file.is_file():
-        data = _text(file).encode()
+        data = read_text(file, MAX_FILE_BYTES).encode()
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         data = build_tokenizer(folder)
     else:
@@ -99,7 +100,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 
 def _merges(folder: Path) -> list[tuple[str, str]]:
-    lines = _text(folder / "merges.txt").split("\n")
+    lines = read_text(folder / "merges.txt", MAX_FILE_BYTES).split("\n")
     if lines and lines[0].startswith("#version"):
         del lines[0]
     merges = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.strip("\r")]
@@ -115,29 +116,19 @@ def _special_tokens(folder: Path) -> list[str]:
         return list(SPECIAL_TOKENS)
     added = _json(path).get("added_tokens_decoder", {})
     try:
-        return [added[index]["content"] for index in sorted(added, key=int)] or list(SPECIAL_TOKENS)
-    except (TypeError, ValueError, KeyError) as error:
+        tokens = [added[index]["content"] for index in sorted(added, key=int)]
+    except (TypeError, ValueError, LookupError) as error:
         raise DisaError(f"{path}: its added_tokens_decoder is not a table of tokens") from error
+    if not all(isinstance(token, str) and token for token in tokens):
+        raise DisaError(f"{path}: its added_tokens_decoder has a token that is not text")
+    return tokens or list(SPECIAL_TOKENS)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path))
+        found = json.loads(read_text(path, MAX_FILE_BYTES))
     except (ValueError, RecursionError) as error:
         raise DisaError(f"{path}: it is not valid JSON") from error
     if not isinstance(found, dict):
         raise DisaError(f"{path}: it must hold a JSON object")
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise DisaError(f"{path}: it is larger than {MAX_FILE_BYTES >> 20} MiB")
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DisaError(f"{path}: it is not UTF-8 text") from error
-    except OSError as error:
-        raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error

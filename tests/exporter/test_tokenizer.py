@@ -57,6 +57,8 @@ def test_special_tokens_of_the_configuration(tmp_path: Path) -> None:
         ("merges.txt", b"\xff\xfe", "UTF-8"),
         ("tokenizer.json", "{}", "not a tokenizer"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": 1}}', "table of tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [5]}', "table of tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"9": {"content": 5}}}', "not text"),
     ],
 )
 def test_damaged_files(tmp_path: Path, name: str, content: str | bytes | None, told: str) -> None:
