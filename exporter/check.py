@@ -36,14 +36,11 @@ class GraphError:
 
     Attributes:
         relative: largest relative L2 error over the outputs.
-        by_row: largest error of a batch entry against the whole output's RMS, which shows a
-            single wrong row in a large batch.
     """
 
     graph: str
     sizes: Mapping[str, int]
     relative: float
-    by_row: float
 
 
 def references(graph: Graph) -> list[Reference]:
@@ -68,15 +65,8 @@ def check_graph(
     errors = []
     for reference in expected:
         results = dict(zip(names, session.run(names, reference.inputs), strict=True))
-        pairs = [(results[name], reference.outputs[name]) for name in names]
-        errors.append(
-            GraphError(
-                exported.name,
-                reference.sizes,
-                max(relative_error(got, want) for got, want in pairs),
-                max(_worst_row(got, want) for got, want in pairs),
-            )
-        )
+        relative = max(relative_error(results[name], reference.outputs[name]) for name in names)
+        errors.append(GraphError(exported.name, reference.sizes, relative))
     return errors
 
 
@@ -85,14 +75,6 @@ def relative_error(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> flo
     difference = np.linalg.norm(got.astype(np.float64) - want.astype(np.float64))
     error = float(difference / (np.linalg.norm(want.astype(np.float64)) or 1.0))
     return error if np.isfinite(error) else float("inf")
-
-
-def _worst_row(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
-    rms = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) or 1.0
-    squares = np.square(got.astype(np.float64) - want.astype(np.float64))
-    rows = squares.reshape(-1, squares.shape[-1]).mean(axis=1)
-    worst = float(np.sqrt(rows.max()) / rms)
-    return worst if np.isfinite(worst) else float("inf")
 
 
 def enforce(errors: list[GraphError], tolerance: float) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import DisaError
 from .checkpoint import open_checkpoint
-from .precision import Precision, set_precision
 from .weights import count_blocks, load_strict, shape_of
 
 # The models are trained on latents times this, which gives them a standard deviation of about 1.
@@ -185,16 +184,15 @@ class Decoder(nn.Module):
 class KLDecoder(nn.Module):
     """Latents as the token model makes them, to pixels. Keys as in the official file."""
 
-    def __init__(self, config: KLConfig, scale: float = LATENT_SCALE) -> None:
+    def __init__(self, config: KLConfig) -> None:
         super().__init__()
         self.config = config
-        self.scale = scale
         self.post_quant_conv = Conv2d(config.latent_channels, config.inner_channels, 1)
         self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`latents` [batch, c, h, w] -> [batch, out, stride * h, stride * w], about [-1, 1]."""
-        result: Tensor = self.decoder(self.post_quant_conv(latents / self.scale))
+        result: Tensor = self.decoder(self.post_quant_conv(latents / LATENT_SCALE))
         return result
 
 
@@ -233,18 +231,13 @@ def configure(state: Mapping[str, Tensor], where: Path | str) -> KLConfig:
 
 
 def build(
-    state: Mapping[str, Tensor],
-    config: KLConfig,
-    *,
-    precision: Precision = Precision.FP32,
-    scale: float = LATENT_SCALE,
-    where: Path | str = "the VAE",
+    state: Mapping[str, Tensor], config: KLConfig, where: Path | str = "the VAE"
 ) -> KLDecoder:
-    """The decoder with the weights of `state`, convolutions in `precision`."""
+    """The decoder with the weights of `state`, in fp32."""
     with torch.device("meta"):
-        module = KLDecoder(config, scale)
+        module = KLDecoder(config)
     load_strict(module, state, where=where, ignore=UNUSED_PREFIXES)
-    return set_precision(module, precision).eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
 
 
 def open_vae(
@@ -252,8 +245,6 @@ def open_vae(
     *,
     latent_channels: int,
     stride: int,
-    precision: Precision = Precision.FP32,
-    scale: float = LATENT_SCALE,
 ) -> KLDecoder:
     """The decoder in a file, for a model whose latents have these channels and this stride.
 
@@ -273,7 +264,7 @@ def open_vae(
             f"{path}: the VAE makes {config.stride} pixels of a latent and the model expects "
             f"{stride}: give the VAE that the model was trained with, or set vae_stride"
         )
-    return build(state, config, precision=precision, scale=scale, where=path)
+    return build(state, config, path)
 
 
 def _what_it_is(state: Mapping[str, Tensor]) -> str:
