@@ -19,7 +19,7 @@ from .flow_layers import (
     rotate,
 )
 from .flowar_config import HEAD_DIM
-from .layers import Linear, TimestepEmbedding, attention
+from .layers import Linear, TimestepEmbedding, attention, for_each, guided
 
 
 class CrossAttention(nn.Module):
@@ -248,11 +248,6 @@ class CrossHeadStep(nn.Module):
         return update(x, velocity, coefficients.index_select(0, step), guidance_scale)
 
 
-def for_each(x: Tensor, guidance: int) -> Tensor:
-    """[batch, ...] repeated for every guidance half, [guidance * batch, ...]."""
-    return x.expand(guidance, *x.shape).flatten(0, 1)
-
-
 def update(x: Tensor, velocity: Tensor, coefficients: Tensor, guidance_scale: Tensor) -> Tensor:
     """Guidance and the sampler's linear step.
 
@@ -264,8 +259,5 @@ def update(x: Tensor, velocity: Tensor, coefficients: Tensor, guidance_scale: Te
     """
     batch = x.shape[1]
     velocity = velocity.unflatten(0, (-1, batch)).transpose(1, 2)
-    unconditional = velocity[-1]
-    scale = guidance_scale.unsqueeze(-1)
-    velocity = unconditional + scale * (velocity[0] - unconditional)
     of_x, of_velocity = coefficients.split(1, dim=-1)
-    return of_x * x + of_velocity * velocity
+    return of_x * x + of_velocity * guided(velocity, guidance_scale)

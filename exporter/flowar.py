@@ -15,14 +15,13 @@ from .flow_graphs import base_manifest, cache_shapes, classes, decoder_graph, no
 from .flow_head import ConditionKeys, CrossHeadStep, FlowHead, HeadStep, TimestepTables
 from .flow_layers import (
     GRID,
-    Block,
     LatentDecoder,
     Modulation,
-    RMSNorm,
     rearrange_rotary,
     rotary_table,
     run_cached,
 )
+from .flow_stacks import Stacks
 from .flowar_config import (
     FAMILY,
     HEAD_DIM,
@@ -34,34 +33,19 @@ from .flowar_config import (
     recognise,
 )
 from .graph import Arrays, Graph, Shape
-from .layers import Linear
 from .vae import KLDecoder
 from .weights import load_strict
 
 __all__ = ["FAMILY", "Config", "FlowAR", "build", "configure", "graphs", "manifest", "recognise"]
 
 
-class FlowAR(nn.Module):
+class FlowAR(Stacks):
     """The whole model, with the keys of an official checkpoint."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config, POSITIONS)
         self.config = config
         width = config.width
-        self.class_emb = nn.Embedding(config.class_num + 1, width)
-        self.z_proj = Linear(config.vae_embed_dim, width)
-        self.z_proj_ln = RMSNorm(width, affine=True)
-        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, POSITIONS, width))
-        self.encoder_blocks = nn.ModuleList(
-            Block(width, config.encoder_num_heads) for _ in range(config.encoder_depth)
-        )
-        self.encoder_norm = RMSNorm(width, affine=True)
-        self.decoder_embed = Linear(width, width)
-        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, POSITIONS, width))
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
-        )
-        self.decoder_norm = RMSNorm(width, affine=True)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, POSITIONS, width))
         self.flownet = FlowHead(
             config.vae_embed_dim, width, config.diffloss_w, config.diffloss_d, config.cross

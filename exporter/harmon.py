@@ -11,7 +11,7 @@ from . import mar, mar_config, qwen2
 from .graph import Arrays, Graph, Shape
 from .harmon_config import FAMILY, Config, configure, manifest, recognise
 from .head import HeadStep, head_graph, timestep_graph
-from .layers import Linear
+from .layers import Linear, for_each
 from .mar import MAR
 from .qwen2 import Qwen2
 from .vae import LATENT_SCALE, KLDecoder
@@ -147,13 +147,13 @@ class Backbone(nn.Module):
         length = prompt_length[rows].float()[:, None]
         rank, mask = self.reading_order(place, guidance, length, prompt_key.shape[3])
         hidden = self.language_model(
-            mar.for_each(self.proj_in(encoded), guidance),
+            for_each(self.proj_in(encoded), guidance),
             length + rank,
             mask,
             prompt_key.index_select(1, rows),
             prompt_value.index_select(1, rows),
         )
-        fused = mar.for_each(encoded, guidance) + self.proj_out(hidden)
+        fused = for_each(encoded, guidance) + self.proj_out(hidden)
         result: Tensor = self.decode(
             fused, guidance, positions, predicted, decoder_position, condition_position
         )
@@ -187,8 +187,8 @@ class Backbone(nn.Module):
         rank = earlier.float().sum(-1) - 1
         in_prompt = torch.arange(padded, device=place.device) < length
         in_prompt = qwen2.additive(in_prompt)[:, None].expand(-1, place.shape[1], -1)
-        in_image = mar.for_each(qwen2.additive(earlier), guidance)
-        return mar.for_each(rank, guidance), torch.cat([in_prompt, in_image], dim=2)
+        in_image = for_each(qwen2.additive(earlier), guidance)
+        return for_each(rank, guidance), torch.cat([in_prompt, in_image], dim=2)
 
 
 class Decoder(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Arrays, Graph
-from .layers import LayerNorm, Linear, TimestepEmbedding
+from .layers import LayerNorm, Linear, TimestepEmbedding, guided
 
 
 class ResidualBlock(nn.Module):
@@ -121,14 +121,12 @@ class HeadStep(nn.Module):
         # `embedding[step]` would be a GatherND, which ONNX Runtime cannot replay in a CUDA graph.
         output = self.network(x, condition + embedding.index_select(0, step))
         epsilon, variance = output.split(self.channels, dim=-1)
-        unconditional = epsilon[-1]
-        epsilon = unconditional + guidance_scale[:, None] * (epsilon[0] - unconditional)
         of_x, of_epsilon, low, high, noise_scale = coefficients.index_select(0, step).split(
             1, dim=-1
         )
         fraction = (variance[0] + 1) / 2
         deviation = noise_scale * (0.5 * (fraction * high + (1 - fraction) * low)).exp()
-        return of_x * x + of_epsilon * epsilon + deviation * noise
+        return of_x * x + of_epsilon * guided(epsilon, guidance_scale) + deviation * noise
 
     def network(self, x: Tensor, y: Tensor) -> Tensor:
         """`x` [rows, C], `y` [guidance, rows, width] -> [guidance, rows, 2C]."""

@@ -35,6 +35,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
+def for_each(x: Tensor, guidance: int) -> Tensor:
+    """[batch, ...] repeated for every guidance half: [guidance * batch, ...]."""
+    return x.expand(guidance, *x.shape).flatten(0, 1)
+
+
+def guided(halves: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance.
+
+    Args:
+        halves: predictions [guidance, ..., C]; guidance is (conditional, unconditional), or one
+            entry for no guidance.
+        scale: of the way from the unconditional one to the other, for the axis before C.
+    """
+    unconditional = halves[-1]
+    return unconditional + scale.unsqueeze(-1) * (halves[0] - unconditional)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a joint query-key-value projection."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .graph import Arrays, Graph, Shape
 from .head import DiffusionMLP, HeadStep, head_graph, timestep_graph
-from .layers import Block, LayerNorm, Linear, QueryBlock
+from .layers import Block, LayerNorm, Linear, QueryBlock, for_each
 from .mar_config import FAMILY, SIZES, Config, configure, recognise
 from .vae import KLDecoder
 from .weights import load_strict
@@ -167,11 +167,6 @@ class Backbone(nn.Module):
             x = block(x)
         result: Tensor = self.encoder_norm(x)
         return result
-
-
-def for_each(x: Tensor, guidance: int) -> Tensor:
-    """[batch, ...] repeated for every guidance half: [guidance * batch, ...]."""
-    return x.unsqueeze(0).expand(guidance, *x.shape).flatten(0, 1)
 
 
 class Decoder(nn.Module):

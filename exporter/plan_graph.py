@@ -13,10 +13,10 @@ from ..engines.manifest import GraphInfo
 from ..engines.onnx_file import Extent, relocate
 from ..engines.plan import Plan
 from ..errors import DisaError, MissingDependency
+from .external_data import ALIGNMENT, place, refer
 from .graph import ExportedGraph
 from .products import Product, products
 from .quantize import Floats, Format, QuantizedMatrix, insert_quantization, quantize_matrix
-from .sharing import ALIGNMENT
 
 WEIGHTS = "weights.plan"
 """The plan's name beside the graphs that are taken out of it."""
@@ -57,7 +57,7 @@ class PlanGraph:
         tensor = self._tensors[name]
         if not tensor.external_data:
             return np.asarray(numpy_helper.to_array(tensor))
-        file, offset, length = _place(tensor)
+        file, offset, length = place(tensor)
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         data = np.memmap(self.folder / file, np.uint8, "r", offset, (length,))
         return data.view(dtype).reshape(tuple(tensor.dims))
@@ -119,34 +119,19 @@ class PlanGraph:
         )
 
 
-def _bring(plan: Path, place: Path) -> None:
-    """Have the plan's bytes at `place`. ONNX Runtime takes no weights through symbolic links."""
-    if place.exists():
+def _bring(plan: Path, target: Path) -> None:
+    """Have the plan's bytes at `target`. ONNX Runtime takes no weights through symbolic links."""
+    if target.exists():
         return
     try:
-        os.link(plan, place)
+        os.link(plan, target)
     except OSError:
         try:
-            shutil.copyfile(plan, place)
+            shutil.copyfile(plan, target)
         except OSError as error:
             raise DisaError(
-                f"{plan} cannot be copied to {place.parent}: {error.strerror or error}"
+                f"{plan} cannot be copied to {target.parent}: {error.strerror or error}"
             ) from error
-
-
-def _place(tensor: Any) -> tuple[str, int, int]:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return entries["location"], int(entries.get("offset", 0)), int(entries["length"])
-
-
-def _refer(tensor: Any, location: str, offset: int, length: int) -> None:
-    from onnx import TensorProto
-
-    del tensor.external_data[:]
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, str(value)
 
 
 def _append(file: BinaryIO, weight: str, matrix: QuantizedMatrix, form: Format) -> Any:
@@ -159,14 +144,14 @@ def _append(file: BinaryIO, weight: str, matrix: QuantizedMatrix, form: Format) 
     tensor = TensorProto(
         name=f"{weight}.quantized", data_type=form.onnx_type, dims=matrix.values.shape
     )
-    _refer(tensor, Path(file.name).name, offset, matrix.values.nbytes)
+    refer(tensor, Path(file.name).name, offset, matrix.values.nbytes)
     return tensor
 
 
 def _copy(folder: Path, tensor: Any, target: BinaryIO, name: str) -> None:
     """Copy the bytes of a tensor to the end of `target`, and let it refer to them."""
-    location, offset, length = _place(tensor)
+    location, offset, length = place(tensor)
     target.write(bytes(-target.tell() % ALIGNMENT))
     start = target.tell()
     np.memmap(folder / location, np.uint8, "r", offset, (length,)).tofile(target)
-    _refer(tensor, name, start, length)
+    refer(tensor, name, start, length)

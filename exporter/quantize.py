@@ -60,7 +60,8 @@ def quantize_matrix(matrix: Floats, axis: int, form: Format) -> QuantizedMatrix:
     """Quantise a matrix whose output channels lie along `axis`, each by its largest magnitude."""
     upright = np.ascontiguousarray(matrix if axis == 1 else matrix.T)
     largest = np.abs(upright).max(axis=0)
-    scales = np.where(largest > 0, largest / form.largest, 1.0).astype(np.float32)
+    scales = (largest / form.largest).astype(np.float32)
+    scales[scales == 0] = 1  # nothing in the channel, or less than a scale can tell from it
     return QuantizedMatrix(to_format(upright / scales, form), scales)
 
 

@@ -39,9 +39,17 @@ SIZES: Mapping[str, str] = {
 }
 """Every official size, and the family that it belongs to."""
 
-SHARED_SOURCES = ("export", "graph", "layers", "precision", "random_weights", "sharing")
+SHARED_SOURCES = (
+    "export",
+    "external_data",
+    "graph",
+    "layers",
+    "precision",
+    "random_weights",
+    "sharing",
+)
 MASKED_SOURCES = ("head", "mar", "mar_config")
-FLOW_SOURCES = ("flow_config", "flow_graphs", "flow_layers")
+FLOW_SOURCES = ("flow_config", "flow_graphs", "flow_layers", "flow_stacks")
 SOURCES: Mapping[str, tuple[str, ...]] = {
     "mar": MASKED_SOURCES,
     "flowar": (*FLOW_SOURCES, "flow_head", "flowar", "flowar_config"),

@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ..errors import DisaError
+from .external_data import ALIGNMENT, place, refer
 from .graph import ExportedGraph
 
-ALIGNMENT = 64
 CHUNK = 1 << 24
 SMALLEST = 1 << 12
 """Tensors of fewer bytes are not worth a search."""
@@ -40,7 +40,7 @@ class SharedWeights:
         tensors = [t for t in model.graph.initializer if t.external_data]
         if not tensors:
             return replace(exported, data=())
-        places = {tensor.name: _place(tensor) for tensor in tensors}
+        places = {tensor.name: place(tensor)[1:] for tensor in tensors}
         digests = _digests(own, places)
         shared = {name: self._known[key] for name, key in digests.items() if key in self._known}
         kept = [tensor for tensor in tensors if tensor.name not in shared]
@@ -49,26 +49,13 @@ class SharedWeights:
             offsets = _rewrite(own, [(t.name, *places[t.name]) for t in kept])
             for tensor in tensors:
                 file, offset = shared.get(tensor.name) or (own.name, offsets[tensor.name])
-                _move(tensor, file, offset, places[tensor.name][1])
+                refer(tensor, file, offset, places[tensor.name][1])
             onnx.save(model, exported.onnx)
         for tensor in kept:
             if tensor.name in digests:
                 self._known.setdefault(digests[tensor.name], (own.name, offsets[tensor.name]))
         others = sorted({own.with_name(file) for file, _ in shared.values()})
         return replace(exported, data=(*others, own) if kept else tuple(others))
-
-
-def _place(tensor: Any) -> tuple[int, int]:
-    """Offset and length of a tensor's bytes."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return int(entries.get("offset", 0)), int(entries["length"])
-
-
-def _move(tensor: Any, file: str, offset: int, length: int) -> None:
-    del tensor.external_data[:]
-    for key, value in (("location", file), ("offset", offset), ("length", length)):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, str(value)
 
 
 def _digests(path: Path, places: Mapping[str, tuple[int, int]]) -> dict[str, tuple[bytes, int]]:

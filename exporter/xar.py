@@ -13,17 +13,16 @@ from .flow_config import is_derived
 from .flow_graphs import base_manifest, cache_shapes, decoder_graph, normal
 from .flow_layers import (
     GRID,
-    Block,
     ExactTimestepEmbedding,
     LatentDecoder,
     Modulation,
-    RMSNorm,
     rearrange_rotary,
     rotary_table,
     run_cached,
 )
+from .flow_stacks import Stacks
 from .graph import Arrays, Graph, Shape
-from .layers import Linear, TimestepEmbedding
+from .layers import Linear, TimestepEmbedding, for_each, guided
 from .vae import KLDecoder
 from .weights import load_strict
 from .xar_config import (
@@ -49,29 +48,14 @@ CACHE_CHECKS = (
 )
 
 
-class XAR(nn.Module):
+class XAR(Stacks):
     """The whole model, with the keys of an official checkpoint."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config, TOKENS)
         self.config = config
-        width = config.width
-        self.class_emb = nn.Embedding(config.class_num + 1, width)
-        self.time_embed = TimestepEmbedding(width)
-        self.z_proj = Linear(config.vae_embed_dim, width)
-        self.z_proj_ln = RMSNorm(width, affine=True)
-        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, TOKENS, width))
-        self.encoder_blocks = nn.ModuleList(
-            Block(width, config.encoder_num_heads) for _ in range(config.encoder_depth)
-        )
-        self.encoder_norm = RMSNorm(width, affine=True)
-        self.decoder_embed = Linear(width, width)
-        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, TOKENS, width))
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_num_heads) for _ in range(config.decoder_depth)
-        )
-        self.decoder_norm = RMSNorm(width, affine=True)
-        self.pred = Linear(width, config.vae_embed_dim)
+        self.time_embed = TimestepEmbedding(config.width)
+        self.pred = Linear(config.width, config.vae_embed_dim)
 
 
 class TimestepModulation(nn.Module):
@@ -116,7 +100,7 @@ class Transformer(nn.Module):
         x = self.z_proj_ln(
             self.z_proj(tokens.transpose(0, 1)) + self.encoder_position.index_select(0, positions)
         )
-        x = x.expand(cache.shape[1], *x.shape).flatten(0, 1)
+        x = for_each(x, cache.shape[1])
         rotary = self.encoder_rotary.index_select(1, positions)
         x, cache = run_cached(self.encoder_blocks, x, modulations, rotary, cache)
         x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_position.index_select(
@@ -206,11 +190,8 @@ class Denoise(Transformer):
         hidden, _ = run_cached(self.decoder_blocks, hidden, decoder, rotary, decoder_cache)
         velocity = self.pred(self.decoder_norm(hidden))
         velocity = velocity.unflatten(0, modulation.shape[:2]).transpose(1, 2)
-        unconditional = velocity[-1]
-        scale = guidance_scale.unsqueeze(-1)
-        velocity = unconditional + scale * (velocity[0] - unconditional)
         of_x, of_velocity, of_noise = coefficients.index_select(0, step).split(1, dim=-1)
-        return of_x * x + of_velocity * velocity + of_noise * noise
+        return of_x * x + of_velocity * guided(velocity, guidance_scale) + of_noise * noise
 
 
 def cluster_rotary(head_dim: int) -> Tensor:

@@ -158,3 +158,13 @@ def test_biases_stay_in_fp32_and_operands_are_not_shared() -> None:
     assert len(readers) == len(set(readers)) == 6
     assert sum(node.op_type == "QuantizeLinear" for node in result.graph.node) == 3
     assert len(model.graph.node) == 9, "the model that was given is left as it is"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", list(Format))
+def test_channels_of_vanishing_weights_become_zero(form: Format) -> None:
+    matrix = np.ones((32, 3), np.float32)
+    matrix[:, 1:] = [0, 1e-45]
+    found = quantize_matrix(matrix, 1, form)
+    restored = found.values.astype(np.float32) * found.scales
+    np.testing.assert_allclose(restored, [[1, 0, 0]] * 32, rtol=1e-6)
