@@ -22,7 +22,7 @@ engines/fashion.plan: demo/fashion_mar.pth $(VENV)/.exporter
 test: install  ## Set-up, lint, types and all tests.
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy -p disa
+	$(BIN)/mypy -p disa -p benchmarks -p demo
 	$(BIN)/pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed

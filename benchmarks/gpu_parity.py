@@ -290,5 +290,6 @@ def head_arrays(pipe: Pipeline, rows: int, steps: int) -> tuple[dict[str, Any], 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     """Norm of the difference over the norm; infinite if anything is not finite."""
-    difference = float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
+    error, norm = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
+    difference = error / max(norm, 1e-30)
     return difference if np.isfinite(difference) else float("inf")

@@ -144,6 +144,12 @@ def usual_count(config: Config, iterations: int) -> int:
     return max(1, round(config.tokens / iterations))
 
 
+def compile_module(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, compiled for all sizes at once."""
+    compiled: Any = torch.compile(module, dynamic=True)
+    return compiled  # A module, though its type says function.
+
+
 class Eager:
     """The original way in PyTorch: autocast, 2N rows, the condition embedded at every step."""
 
@@ -158,12 +164,11 @@ class Eager:
 
     def speed(self, size: str, batch: int, iterations: int, compiled: bool) -> Speed:
         """With `compiled`, head and transformer blocks go through torch.compile."""
-        net = torch.compile(self.plain, dynamic=True) if compiled else self.plain
-        self.model.diffloss["net"] = net
+        self.model.diffloss["net"] = compile_module(self.plain) if compiled else self.plain
         for blocks in (self.model.encoder_blocks, self.model.decoder_blocks):
             for index, block in enumerate(blocks):
                 original = getattr(block, "_orig_mod", block)
-                blocks[index] = torch.compile(original, dynamic=True) if compiled else original
+                blocks[index] = compile_module(original) if compiled else original
         iterations = min(iterations, self.config.tokens)
         tables = [step_table(SamplerName.DDPM, steps) for steps in schedule(iterations)]
         device, kind = self.clock.device, torch.float16

@@ -92,6 +92,7 @@ def make_page(records: Records, notes: Path) -> str:
             "![Seconds an image](images/benchmarks.png)",
             "## Against the original way",
             RACE_TEXT,
+            RACE_PLANS,
         ]
         parts += [part for record in records.races for part in race_parts(record)]
     if records.benches:
@@ -118,6 +119,10 @@ RACE_TEXT = (
     "weights, schedule and noise and take turns at every AR iteration. `difference` is the largest "
     "of the sampled tokens from the fp32 baseline's, relative to the largest token. The VAE is "
     "the same for all and left out."
+)
+RACE_PLANS = (
+    "    python -m benchmarks.random_plan mar_b -o mar_b.plan\n"
+    "    python -m benchmarks.random_plan mar_b --precision int8 -o mar_b_int8.plan"
 )
 BENCH_TEXT = (
     "Seconds are medians an image; `CPU s` are those of all threads. `floor` is the time of "

@@ -233,8 +233,8 @@ class CudaRunner:
         state: Mapping[str, Array],
     ) -> dict[str, Array]:
         """See `Session.iterate`."""
-        given = map(self.stream.sort_out, (constants, per_step, state))
-        return self.loop.run(carry, *given, steps)
+        fixed, changing, first = map(self.stream.sort_out, (constants, per_step, state))
+        return self.loop.run(carry, fixed, changing, first, steps)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """See `Session.empty`."""

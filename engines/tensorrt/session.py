@@ -119,8 +119,8 @@ class TensorRTSession:
         steps = check_loop(self, carry, constants, per_step, state)
         if self._loop is None:
             self._loop = Loop(self)
-        given = map(self.stream.sort_out, (constants, per_step, state))
-        return self._loop.run(carry, *given, steps)
+        fixed, changing, first = map(self.stream.sort_out, (constants, per_step, state))
+        return self._loop.run(carry, fixed, changing, first, steps)
 
     @property
     def loop(self) -> Loop | None:
