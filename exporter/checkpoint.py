@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DisaError
-from ..files import read_text
+from ..files import read_bytes
 from . import safetensors_file
 from .pickles import PickleError, survey
 from .torch_file import MAX_PICKLE_BYTES, is_torch_file, read_torch_file, refuse_pickle
@@ -100,7 +100,7 @@ def load_config(path: str | PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        config = json.loads(read_text(path, MAX_CONFIG_BYTES), parse_constant=_refuse_constant)
+        config = json.loads(read_bytes(path, MAX_CONFIG_BYTES), parse_constant=_refuse_constant)
         if not isinstance(config, dict):
             raise DisaError(
                 f"{path}: it must hold a JSON object such as "

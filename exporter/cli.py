@@ -193,6 +193,15 @@ def _report_exported(exported: "Exported", precision: str) -> None:
         worst[found.graph] = max(worst[found.graph], found.relative)
     for graph, relative in worst.items():
         click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
+    if exported.unused:
+        count = len(exported.unused)
+        many, verb = ("1 tensor", "is") if count == 1 else (f"{count} tensors", "are")
+        first = ", ".join([*exported.unused[:3], *(["..."] if exported.unused[3:] else [])])
+        click.echo(
+            f"  {many} of the checkpoint {verb} not used ({first}): "
+            f"is it a variant of {exported.manifest['family']}?",
+            err=True,
+        )
 
 
 def _report_engines(built: Sequence[BuiltEngine]) -> None:

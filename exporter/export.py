@@ -36,12 +36,15 @@ class Exported:
         manifest: what was written into it, without members.
         layout: where in the checkpoint the weights were found.
         errors: difference of each graph from the fp32 model; empty if not checked.
+        unused: tensors of the checkpoint that this model has no place for, and that official
+            checkpoints do not have: it may be another model.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     layout: str
     errors: Sequence[GraphError]
+    unused: Sequence[str]
 
 
 def export(
@@ -102,6 +105,8 @@ def export(
     text = _tokenizer(tokenizer, content)
     with scratch_folder(path) as folder, PlanWriter(path, content) as writer, _quiet():
         model = family.build(opened.state, sizes, source)
+        loaded = model.state_dict().keys()
+        unused = [key for key in opened.state if not (key in loaded or family.is_needless(key))]
         errors: list[GraphError] = []
         graphs, weights = family.graphs(model, decoder), SharedWeights()
         # All of them before the first cast: graphs may have modules in common.
@@ -126,7 +131,7 @@ def export(
         if text is not None:
             writer.add(MEMBER, text)
         report("writing the plan")
-    return Exported(path, content, opened.layout, errors)
+    return Exported(path, content, opened.layout, errors, unused)
 
 
 def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]) -> bytes | None:
@@ -151,7 +156,9 @@ def _identity(
     names = class_names or ([str(name) for name in told] if isinstance(told, list) else None)
     classes = content["model"].get("class_num")
     if names is not None and len(names) != classes:
-        raise DisaError(f"there are {len(names)} class names for {classes} classes")
+        raise DisaError(
+            f"there are {len(names)} class names for {classes} classes: give one for each"
+        )
     return {
         "name": path.stem,
         "precision": precision.value,

@@ -36,6 +36,10 @@ class Family(Protocol):
         """The model in fp32, with its weights."""
         ...
 
+    def is_needless(self, key: str) -> bool:
+        """Whether drawing has no use for a tensor that official checkpoints have."""
+        ...
+
     def graphs(self, model: Any, vae: KLDecoder | None = None) -> list[Graph]:
         """The graphs of a plan, in fp32."""
         ...

@@ -135,7 +135,7 @@ def official_stacks(width: int, depth: int, heads: int) -> dict[str, int]:
     return sizes
 
 
-def is_derived(key: str) -> bool:
+def is_needless(key: str) -> bool:
     """Whether a checkpoint key holds a table that follows from the sizes, not a weight."""
     return key == "mask" or ".rope." in key
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .flow_config import is_derived
+from .flow_config import is_needless
 from .flow_graphs import base_manifest, cache_shapes, classes, decoder_graph, normal
 from .flow_head import ConditionKeys, CrossHeadStep, FlowHead, HeadStep, TimestepTables
 from .flow_layers import (
@@ -36,7 +36,17 @@ from .graph import Arrays, Graph, Shape
 from .vae import KLDecoder
 from .weights import load_strict
 
-__all__ = ["FAMILY", "Config", "FlowAR", "build", "configure", "graphs", "manifest", "recognise"]
+__all__ = [
+    "FAMILY",
+    "Config",
+    "FlowAR",
+    "build",
+    "configure",
+    "graphs",
+    "is_needless",
+    "manifest",
+    "recognise",
+]
 
 
 class FlowAR(Stacks):
@@ -175,12 +185,11 @@ def resize_table() -> Tensor:
 def build(
     state: Mapping[str, Tensor], config: Config, where: Path | str = "the checkpoint"
 ) -> FlowAR:
-    """The model with the weights of `state` (strictly all of them)."""
-    weights = {key: tensor for key, tensor in state.items() if not is_derived(key)}
+    """The model with the weights of `state` (strictly all of the model's)."""
     heads = {**config.heads, "flownet.res_blocks.": config.diffloss_w // HEAD_DIM}
     with torch.device("meta"):
         model = FlowAR(config)
-    load_strict(model, rearrange_rotary(weights, heads), where=where)
+    load_strict(model, rearrange_rotary(state, heads), where=where)
     return model.eval().requires_grad_(False)
 
 

@@ -220,16 +220,16 @@ class Decoder(nn.Module):
 
 
 def build(state: Mapping[str, Tensor], config: Config, where: Path | str) -> Harmon:
-    """The model with the weights of `state` (strictly all of them but the unused ones)."""
-    used = {
-        key: value
-        for key, value in state.items()
-        if key != "llm.lm_head.weight" and "vae." not in key
-    }
+    """The model with the weights of `state` (strictly all of the model's)."""
     with torch.device("meta"):
         model = Harmon(config)
-    load_strict(model, used, where=where)
+    load_strict(model, state, where=where)
     return model.eval()
+
+
+def is_needless(key: str) -> bool:
+    """Whether drawing has no use for that tensor: the output of words, and the VAE."""
+    return key == "llm.lm_head.weight" or "vae." in key
 
 
 def graphs(model: Harmon, vae: KLDecoder | None = None) -> list[Graph]:

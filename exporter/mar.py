@@ -194,11 +194,16 @@ class Decoder(nn.Module):
 
 
 def build(state: Mapping[str, Tensor], config: Config, where: Path | str) -> MAR:
-    """The model with the weights of `state` (strictly all of them)."""
+    """The model with the weights of `state` (strictly all of the model's)."""
     with torch.device("meta"):
         model = MAR(config)
     load_strict(model, state, where=where)
     return model.eval()
+
+
+def is_needless(key: str) -> bool:
+    """Whether drawing has no use for that tensor of an official checkpoint: it uses all."""
+    return False
 
 
 def manifest(config: Config) -> dict[str, Any]:

@@ -22,7 +22,6 @@ LATENT_SCALE = 0.2325
 
 GROUPS = 32
 GROUP_NORM_EPS = 1e-6
-UNUSED_PREFIXES = ("encoder.", "quant_conv.", "loss.")
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ def build(
     """The decoder with the weights of `state`, in fp32."""
     with torch.device("meta"):
         module = KLDecoder(config)
-    load_strict(module, state, where=where, ignore=UNUSED_PREFIXES)
+    load_strict(module, state, where=where)
     return module.eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """State dicts: their sizes, their health, and how they get into a module."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,8 +18,7 @@ def load_strict(
     state: Mapping[str, Tensor],
     *,
     where: Path | str,
-    ignore: Iterable[str] = (),
-) -> list[str]:
+) -> None:
     """Load `state` into `module`; every tensor of the module must be there and fit.
 
     Tensors are cast to the module's dtypes. A module made on the meta device takes the
@@ -27,10 +26,6 @@ def load_strict(
 
     Args:
         where: the file the tensors came from, for error messages.
-        ignore: prefixes of keys that need not be reported.
-
-    Returns:
-        The keys that the module has no use for, without the ignored ones.
 
     Raises:
         DisaError: tensors are missing, of another shape, not floats, or not finite.
@@ -61,8 +56,6 @@ def load_strict(
     if on_meta:
         chosen = {key: tensor.to(wanted[key].dtype) for key, tensor in chosen.items()}
     module.load_state_dict(chosen, assign=on_meta)
-    skipped = tuple(ignore)
-    return [key for key in state if key not in wanted and not key.startswith(skipped)]
 
 
 def check_floats(state: Mapping[str, Tensor], where: Path | str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .flow_config import is_derived
+from .flow_config import is_needless
 from .flow_graphs import base_manifest, cache_shapes, decoder_graph, normal
 from .flow_layers import (
     GRID,
@@ -37,7 +37,17 @@ from .xar_config import (
     recognise,
 )
 
-__all__ = ["FAMILY", "XAR", "Config", "build", "configure", "graphs", "manifest", "recognise"]
+__all__ = [
+    "FAMILY",
+    "XAR",
+    "Config",
+    "build",
+    "configure",
+    "graphs",
+    "is_needless",
+    "manifest",
+    "recognise",
+]
 
 MODULATION_BYTES = 256 * 1024**2
 """Most memory for modulations computed at once."""
@@ -202,11 +212,10 @@ def cluster_rotary(head_dim: int) -> Tensor:
 
 
 def build(state: Mapping[str, Tensor], config: Config, where: Path | str = "the checkpoint") -> XAR:
-    """The model with the weights of `state` (strictly all of them)."""
-    weights = {key: tensor for key, tensor in state.items() if not is_derived(key)}
+    """The model with the weights of `state` (strictly all of the model's)."""
     with torch.device("meta"):
         model = XAR(config)
-    load_strict(model, rearrange_rotary(weights, config.heads), where=where)
+    load_strict(model, rearrange_rotary(state, config.heads), where=where)
     return model.eval().requires_grad_(False)
 
 

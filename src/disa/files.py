@@ -33,7 +33,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     except OSError as error:
         raise DisaError(f"{path}: it cannot be read: {error.strerror or error}") from error
     if len(data) > most:
-        raise DisaError(f"{path}: it is larger than {most // MIB} MiB")
+        raise DisaError(f"{path}: it is larger than {most // MIB} MiB: give another file")
     return data
 
 
@@ -42,4 +42,4 @@ def read_text(path: Path, most: int) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DisaError(f"{path}: it is not UTF-8 text") from error
+        raise DisaError(f"{path}: it is not UTF-8 text: give another file") from error

@@ -255,7 +255,7 @@ def test_config(tmp_path: Path) -> None:
         (b'{"encoder_depth": -2}', "encoder_depth is -2"),
         (b'{"llm": {"heads": [4, -1.5]}}', "llm.heads is -1.5"),
         (b'{"a": NaN}', "not valid JSON"),
-        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"\xff\xfe\x00", "not valid JSON text"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b" " * (2 << 20), "larger than 1 MiB"),

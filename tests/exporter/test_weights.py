@@ -21,7 +21,7 @@ def test_weights_are_loaded_and_cast(device: str, dtype: torch.dtype) -> None:
     weights = {key: tensor.to(dtype) for key, tensor in state().items()}
     with torch.device(device):
         module = model()
-    assert load_strict(module, weights, where="x.pth") == []
+    load_strict(module, weights | {"extra": torch.ones(1)}, where="x.pth")
     for key, tensor in module.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, weights[key].float())
@@ -33,12 +33,6 @@ def test_a_module_on_the_meta_device_copies_nothing() -> None:
         module = model()
     load_strict(module, weights, where="x.pth")
     assert module.get_parameter("0.weight").data_ptr() == weights["0.weight"].data_ptr()
-
-
-def test_unused_tensors_are_reported() -> None:
-    weights = state() | {"extra": torch.ones(1), "vae.a": torch.ones(1)}
-    assert load_strict(model(), weights, where="x.pth") == ["extra", "vae.a"]
-    assert load_strict(model(), weights, where="x.pth", ignore=["vae."]) == ["extra"]
 
 
 def without(*keys: str) -> dict[str, Tensor]:
