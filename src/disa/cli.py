@@ -48,7 +48,7 @@ class DisaCommand(click.Command):
         except DisaError as error:
             _fail(ctx, str(error), EXIT_FAILURE)
         except KeyboardInterrupt:
-            _fail(ctx, "interrupted; what was finished is kept", EXIT_INTERRUPTED)
+            _fail(ctx, "interrupted; files that were complete are kept", EXIT_INTERRUPTED)
         except MemoryError:
             _fail(ctx, "not enough memory: use a smaller --batch-size", EXIT_FAILURE)
         except OSError as error:
