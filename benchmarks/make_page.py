@@ -128,7 +128,8 @@ BENCH_TEXT = (
     "Seconds are medians an image; `CPU s` are those of all threads. `floor` is the time of "
     "the matrix products at the rate of a large one on this machine, or of reading the weights "
     "once a call, whichever is longer; "
-    "`near` is how much of the time it explains. `host` is all outside the graphs, noise included. "
+    "`near` is how much of the time it explains, over 100% where the processor's clock was higher "
+    "for the model than for the product. `host` is all outside the graphs, noise included. "
     "`peak MiB` is resident memory of the process with Python and the mapped plan."
 )
 
