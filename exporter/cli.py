@@ -194,12 +194,9 @@ def _report_exported(exported: "Exported", precision: str) -> None:
     for graph, relative in worst.items():
         click.echo(f"  {graph:<10} differs from fp32 by {relative:.1e} at most")
     if exported.unused:
-        count = len(exported.unused)
-        many, verb = ("1 tensor", "is") if count == 1 else (f"{count} tensors", "are")
-        first = ", ".join([*exported.unused[:3], *(["..."] if exported.unused[3:] else [])])
         click.echo(
-            f"  {many} of the checkpoint {verb} not used ({first}): "
-            f"is it a variant of {exported.manifest['family']}?",
+            f"  not used: {len(exported.unused)} of the checkpoint's tensors, such as "
+            f"{', '.join(exported.unused[:3])}: is it a variant of {exported.manifest['family']}?",
             err=True,
         )
 

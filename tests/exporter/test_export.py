@@ -148,8 +148,8 @@ def test_the_command_says_what_it_made(
     assert result.exit_code == 0, result.output
     assert "training checkpoint" in result.output
     assert "backbone   differs from fp32 by" in result.output
-    unused = "1 tensor of the checkpoint is not used (encoder_blocks.0.attn.q_norm.weight)"
-    assert f"{unused}: is it a variant of mar?" in result.output
+    unused = "1 of the checkpoint's tensors, such as encoder_blocks.0.attn.q_norm.weight"
+    assert f"not used: {unused}: is it a variant of mar?" in result.output
     with Plan.open("engines/small.plan") as plan:
         assert plan.manifest.name == "small"
         assert plan.manifest.defaults["steps"] == "20:4"
