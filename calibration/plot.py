@@ -1,13 +1,17 @@
-"""A picture of a measurement: signals, schedule, and cost against error."""
+"""Plots a measurement and the schedule that was fitted to it."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependency
 from ..files import written_whole
-from ..runtime.schedule import AnnealedSchedule, Strategy
-from .fit import counts_of, fit_to_cost
-from .measure import Measurement
+from ..optional import import_failed
+from ..runtime.sampling.schedule import AnnealedSchedule, FittedSchedule, Strategy
+from .fit.steps import counts_of, fit_to_cost
+from .measurement.dependence import Dependence
+from .measurement.measure import Measurement
+from .measurement.refresh import RefreshErrors
 
 STRATEGIES = (Strategy.LINEAR, Strategy.COSINE, Strategy.TWO_STAGE)
 BOUNDS = ((50, 5), (40, 5), (30, 5), (25, 5), (20, 4), (15, 3), (10, 3))
@@ -15,29 +19,46 @@ BUDGETS = (4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40)
 
 
 def require_matplotlib() -> None:
-    """Raise MissingDependency if there is no matplotlib."""
+    """Check that matplotlib is installed.
+
+    Raises:
+        MissingDependency: it is not.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise MissingDependency("matplotlib", "plot") from error
+        raise import_failed(error, "matplotlib", "plot") from error
 
 
-def draw(measured: Measurement, steps: list[int], baseline: AnnealedSchedule, path: Path) -> None:
-    """Write the picture as PNG.
+def draw(
+    measured: Measurement, schedule: FittedSchedule, baseline: AnnealedSchedule, path: Path
+) -> None:
+    """Write the plot as PNG.
 
     Args:
-        steps: the fitted ones.
-        baseline: what they were fitted to match.
+        schedule: the fitted schedule.
+        baseline: the schedule that it is compared with.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    steps = list(schedule.counts)
+    more: list[Callable[[Any], None]] = []
+    if schedule.tokens is not None and measured.dependence is not None:
+        more = [
+            partial(_dependence, measured.dependence),
+            partial(_tokens, measured, schedule),
+        ]
+    if schedule.refresh is not None and measured.refresh is not None:
+        more.append(partial(_refresh, measured.refresh, schedule.refresh))
+    figure = Figure(figsize=(15 + 5 * len(more), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    signals, schedule, tradeoff = figure.subplots(1, 3)
+    signals, counts, tradeoff, *others = figure.subplots(1, 3 + len(more))
     _signals(signals, measured)
-    _schedule(schedule, steps)
-    _tradeoff(tradeoff, measured, steps, baseline)
+    _schedule(counts, steps)
+    _tradeoff(tradeoff, measured, steps if schedule.tokens is None else None, baseline)
+    for axes, panel in zip(others, more, strict=True):
+        panel(axes)
     with written_whole(path) as file:
         figure.savefig(file, dpi=90, format="png")
 
@@ -73,8 +94,48 @@ def _schedule(axes: Any, steps: list[int]) -> None:
     axes.legend()
 
 
+def _dependence(found: Dependence, axes: Any) -> None:
+    for place, errors, half in zip(found.places, found.error, found.half_width, strict=True):
+        behind = found.places >= place
+        axes.errorbar(
+            found.places[behind], errors[behind], half[behind], marker=".", label=f"{place} known"
+        )
+    axes.set(
+        title="tokens sampled with fewer known",
+        xlabel="tokens before the token",
+        ylabel="energy distance to all of them known",
+        ylim=(0, None),
+    )
+    axes.legend(fontsize="small")
+
+
+def _tokens(measured: Measurement, schedule: FittedSchedule, axes: Any) -> None:
+    for label, tokens in (
+        ("baseline", measured.tradeoff.tokens.tolist()),
+        ("fitted", list(schedule.tokens or ())),
+    ):
+        axes.step(range(1, len(tokens) + 1), tokens, where="mid", marker=".", label=label)
+    axes.set(title="tokens", xlabel="AR iteration", ylabel="tokens predicted", ylim=(0, None))
+    axes.legend()
+
+
+def _refresh(found: RefreshErrors, passes: tuple[int, ...], axes: Any) -> None:
+    for place, errors, half in zip(found.places, found.error, found.half_width, strict=True):
+        places = range(place + 1, len(errors) + 1)
+        axes.errorbar(places, errors[place:], half[place:], marker=".", label=f"after {place + 1}")
+    for index in passes:
+        axes.axvline(index + 1, color="black", linewidth=0.5)
+    axes.set(
+        title="passes that are not full (lines: full ones)",
+        xlabel="AR iteration",
+        ylabel="energy distance to a full pass",
+        ylim=(0, None),
+    )
+    axes.legend(fontsize="small", title="last full pass")
+
+
 def _tradeoff(
-    axes: Any, measured: Measurement, steps: list[int], baseline: AnnealedSchedule
+    axes: Any, measured: Measurement, steps: list[int] | None, baseline: AnnealedSchedule
 ) -> None:
     tradeoff = measured.tradeoff
     iterations, tokens = len(tradeoff.tokens), int(tradeoff.tokens.sum())
@@ -105,10 +166,9 @@ def _tradeoff(
             capsize=2,
             label=f"adaptive {baseline.upper}:{baseline.lower}",
         )
-    for found, marker, label in (
-        (counts_of(baseline, iterations), "o", str(baseline)),
-        (steps, "*", "chosen"),
-    ):
+    # A schedule with other AR iterations than the measured ones cannot be shown here.
+    chosen = [] if steps is None else [(steps, "*", "chosen")]
+    for found, marker, label in ((counts_of(baseline, iterations), "o", str(baseline)), *chosen):
         error, calls = tradeoff.of(found, "calls")
         axes.plot(calls / tokens, error, f"k{marker}", markersize=11, label=label, fillstyle="none")
     axes.set(

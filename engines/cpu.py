@@ -1,13 +1,17 @@
-"""What the processor offers."""
+"""Properties of the processor."""
 
 import os
 from pathlib import Path
 
+from ..errors import InvalidRequest
+
+MIN_THREAD_LIMIT = 64
+"""Thread counts up to this are allowed on every machine."""
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def physical_cores() -> int:
-    """The number of cores this process may run on, threads of one core counted once."""
+    """The number of cores that this process may use; threads of one core are counted once."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:
@@ -22,8 +26,22 @@ def physical_cores() -> int:
     return max(1, min(len(cores), quota) if quota else len(cores))
 
 
+def check_threads(threads: int | None) -> None:
+    """Check a thread count against the number that can be useful; each thread costs memory.
+
+    Raises:
+        InvalidRequest: the count is too high.
+    """
+    most = max(MIN_THREAD_LIMIT, 4 * (os.cpu_count() or 1))
+    if threads is not None and not 1 <= threads <= most:
+        raise InvalidRequest(
+            f"threads must be from 1 to {most} on this machine, not {threads}; the default is its "
+            f"{physical_cores()} cores"
+        )
+
+
 def _quota() -> int | None:
-    """The cores that the container's control group grants, if it sets a limit."""
+    """The number of cores that the container's control group allows, if it sets a limit."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, int(limit) // int(period))
@@ -32,7 +50,7 @@ def _quota() -> int | None:
 
 
 def fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices natively."""
+    """Whether the processor has instructions for bfloat16 matmuls."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,14 +1,20 @@
-"""Chooses what runs the graphs of a plan."""
+"""Selects the engine of a plan's graphs and opens sessions."""
+
+import sys
+from importlib.util import find_spec
 
 from ..errors import DisaError
-from .cpu import fast_bfloat16
-from .onnxruntime import OnnxRuntimeSession, provider_runs
-from .plan import Plan
+from .cpu import check_threads
+from .ort.session import OnnxRuntimeSession, provider_runs
+from .plan.plan import Plan
 from .session import Session
 
 ENGINES = ("auto", "onnxruntime", "cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx")
-"""What `engine` may be. "auto" is the fastest that runs here, "onnxruntime" the same without
-TensorRT, "cpu", "cuda" and "openvino" are ONNX Runtime's providers."""
+"""Values of `engine`. "auto" selects the fastest one that runs here, "onnxruntime" the faster of
+its providers "cuda" and "cpu"."""
+
+ON_HOST = ("cpu", "openvino")
+"""Those that compute on the host's processor."""
 
 
 def open_session(
@@ -23,17 +29,29 @@ def open_session(
 ) -> Session:
     """Load a graph of a plan.
 
-    threads: how many the host computes with; all physical cores if None.
-    precision: "fp32" keeps an engine that would compute in less (OpenVINO) to fp32; None leaves
-    the choice to the engine. cuda_graphs: replay loops as CUDA graphs through ONNX Runtime.
-    prepack: see `OnnxRuntimeSession`.
-    Raises DisaError if that engine cannot run the graph here.
+    Args:
+        threads: threads on the host; None for all physical cores.
+        precision: "fp32" keeps an engine from computing in a lower precision (OpenVINO); None
+            leaves the choice to the engine, but "auto" keeps a plan in fp32 to fp32.
+        cuda_graphs, prepack: options of ONNX Runtime, see `OnnxRuntimeSession`.
+
+    Raises:
+        DisaError: the engine cannot run the graph here.
     """
-    engine = choose_engine(plan, engine, precision)
+    check_threads(threads)
+    chosen = choose_engine(plan, engine, precision)
+    if engine == "auto" and chosen == "openvino" and plan.manifest.precision == "fp32":
+        # bf16 is an approximation: it is for those who name the engine that computes in it.
+        precision = "fp32"
+    engine = chosen
     if engine in ("tensorrt", "tensorrt-rtx"):
-        from .tensorrt.open import open_engine
+        from .tensorrt.load import open_engine
 
         return open_engine(plan, graph, engine)
+    if engine == "openvino":
+        from .openvino.session import OpenVINOSession
+
+        return OpenVINOSession(plan, graph, threads=threads, precision=precision)
     return OnnxRuntimeSession(
         plan,
         graph,
@@ -46,22 +64,33 @@ def open_session(
 
 
 def choose_engine(plan: Plan, engine: str = "auto", precision: str | None = None) -> str:
-    """What "auto" and "onnxruntime" mean for this plan on this machine; others stay.
+    """Resolve "auto" and "onnxruntime" for this plan on this machine; other names are unchanged.
 
-    All graphs of a plan run on one engine, so that arrays need not move between them. OpenVINO
-    is chosen for its bf16 only, thus not where `precision` asks for "fp32".
+    All graphs of a plan run on one engine, so that arrays need not move between engines. OpenVINO
+    is selected if it is installed: its kernels are faster in fp32, bf16 and int8
+    (docs/benchmarks.md). If `precision` is "fp32", accuracy is more important than speed, and
+    ONNX Runtime is selected if it is installed.
+
+    Raises:
+        DisaError: there is no such engine.
     """
     if engine not in ENGINES:
         raise DisaError(f"there is no engine {engine}: choose one of {', '.join(ENGINES)}")
     if engine not in ("auto", "onnxruntime"):
         return engine
     if engine == "auto" and plan.manifest.engines:
-        from .tensorrt.open import usable_backend
+        from .tensorrt.load import usable_backend
 
         if backend := usable_backend(plan):
             return backend
+    openvino = engine == "auto" and installed("openvino")
+    if openvino and not installed("onnxruntime"):
+        return "openvino"
     if provider_runs("cuda"):
         return "cuda"
-    if precision != "fp32" and fast_bfloat16() and provider_runs("openvino"):
-        return "openvino"
-    return "cpu"
+    return "openvino" if openvino and precision != "fp32" else "cpu"
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return package in sys.modules or find_spec(package) is not None

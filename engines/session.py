@@ -1,4 +1,4 @@
-"""What every backend offers: a graph that runs by names, once or as a loop."""
+"""The interface of every backend: a graph that runs once or as a loop, with tensors by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DisaError
+from ..errors import InvalidRequest
 
 Dimension = int | str
 Array = Any
-"""`np.ndarray`, or a backend's device array with the part of its interface named in `Session`."""
+"""`np.ndarray`, or a backend's device array with the interface described in `Session`."""
 
 DTYPES: Mapping[str, type[np.generic]] = {"float32": np.float32, "int64": np.int64}
-"""What may cross a graph boundary, whatever the precision inside the graph."""
+"""The types of a graph's inputs and outputs, in any precision inside the graph."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph; a dimension given by name is chosen at run time."""
+    """An input or output of a graph; the size of a dimension with a name is chosen at run time."""
 
     name: str
     dtype: str
@@ -31,9 +31,9 @@ class TensorSpec:
 class Session(Protocol):
     """A loaded graph.
 
-    Arrays that come out may live on a device. They offer `shape`, `dtype`, `len(a)`,
-    `np.asarray(a)`, `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view)
-    and to set; a loop that keeps to these runs on any backend. Host arrays are taken everywhere.
+    Output arrays may be on a device. They offer `shape`, `dtype`, `len(a)`, `np.asarray(a)`,
+    `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view) and to set; a loop
+    that uses only these runs on any backend. Host arrays are accepted everywhere.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -45,7 +45,14 @@ class Session(Protocol):
         ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name. Raises DisaError if an input does not fit the graph."""
+        """Run the graph once.
+
+        Returns:
+            The outputs by name. Arrays in host memory belong to the caller, who may change them.
+
+        Raises:
+            InvalidRequest: an input does not fit the graph.
+        """
         ...
 
     def iterate(
@@ -57,17 +64,21 @@ class Session(Protocol):
     ) -> dict[str, Array]:
         """Run the graph once for each leading index of the arrays in `per_step`.
 
-        carry: output name -> the input, of the same shape, that takes it in the next step.
-        constants: inputs that stay the same. per_step: inputs with a leading step axis.
-        state: the carried inputs of the first step, by input name; left unchanged.
+        Args:
+            constants: inputs that are equal in all steps.
+            per_step: inputs with a leading step axis.
+            state: the carried inputs of the first step, by input name; not modified.
+            carry: output name -> name of the input, of the same shape, that receives it in the
+                next step.
 
-        Returns the outputs of the last step by name; for no steps, `state` under the names
-        of the carried outputs.
+        Returns:
+            The outputs of the last step by name; for zero steps, `state` under the names of the
+            carried outputs.
         """
         ...
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """An uninitialised array where this session's outputs live."""
+        """An uninitialised array in the memory of this session's outputs."""
         ...
 
 
@@ -78,7 +89,7 @@ def iterate_by_run(
     per_step: Mapping[str, Array],
     state: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """`Session.iterate` by way of `Session.run`, for backends without a better one."""
+    """Implements `Session.iterate` with `Session.run`, for backends without a better method."""
     steps = check_loop(session, carry, constants, per_step, state)
     outputs = {output: state[taken] for output, taken in carry.items()}
     for step in range(steps):
@@ -89,7 +100,11 @@ def iterate_by_run(
 
 
 def check_inputs(specs: Iterable[TensorSpec], inputs: Mapping[str, Array]) -> None:
-    """Raise DisaError unless `inputs` has the names, types and shapes of `specs`."""
+    """Check inputs against the names, types and shapes of `specs`.
+
+    Raises:
+        InvalidRequest: they do not match.
+    """
     _check(specs, {name: (values.dtype, values.shape) for name, values in inputs.items()})
 
 
@@ -100,13 +115,17 @@ def check_loop(
     per_step: Mapping[str, Array],
     state: Mapping[str, Array],
 ) -> int:
-    """The number of steps that `Session.iterate` is asked for; DisaError if it cannot be done."""
+    """The number of steps of a call of `Session.iterate`.
+
+    Raises:
+        InvalidRequest: the call is not valid.
+    """
     steps = {len(values) for values in per_step.values()}
     if len(steps) != 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in per_step.items())
-        raise DisaError(
+        raise InvalidRequest(
             "a loop needs inputs that change at every step, all for the same number of steps, "
-            f"and was given {lengths or 'none'}"
+            f"but got {lengths or 'none'}"
         )
     outputs = {spec.name: spec.shape for spec in session.outputs}
     inputs = {spec.name: spec.shape for spec in session.inputs}
@@ -115,13 +134,13 @@ def check_loop(
         for output, taken in carry.items()
     )
     if not fitting or set(carry.values()) != set(state):
-        raise DisaError(
-            f"a loop cannot carry {_join(carry)} to {_join(carry.values())} beginning with "
+        raise InvalidRequest(
+            f"a loop cannot carry {_join(carry)} to {_join(carry.values())} starting with "
             f"{_join(state)}: the graph has the outputs {', '.join(map(str, session.outputs))}"
         )
     names = [*constants, *per_step, *state]
     if len(set(names)) != len(names):
-        raise DisaError(f"a loop was given an input twice among {_join(names)}")
+        raise InvalidRequest(f"a loop got an input twice among {_join(names)}")
     given = {name: (values.dtype, values.shape) for name, values in {**constants, **state}.items()}
     given |= {name: (values.dtype, values.shape[1:]) for name, values in per_step.items()}
     _check(session.inputs, given)
@@ -135,22 +154,24 @@ def _check(
     left = set(given)
     for spec in specs:
         if spec.name not in given:
-            raise DisaError(f"the graph's input {spec} is missing: given were {_join(given)}")
+            raise InvalidRequest(
+                f"the graph's input {spec} is missing: the inputs are {_join(given)}"
+            )
         left.remove(spec.name)
         dtype, shape = given[spec.name]
         if dtype != spec.dtype:
-            raise DisaError(f"the graph's input {spec} was given an array of type {dtype}")
+            raise InvalidRequest(f"the graph's input {spec} got an array of type {dtype}")
         if len(shape) != len(spec.shape):
-            raise DisaError(f"the graph's input {spec} was given an array of shape {shape}")
+            raise InvalidRequest(f"the graph's input {spec} got an array of shape {shape}")
         for dimension, size in zip(spec.shape, shape, strict=True):
             wanted = dimension if isinstance(dimension, int) else sizes.setdefault(dimension, size)
             if size != wanted:
                 where = "" if dimension == wanted else f", where {dimension} is {wanted}"
-                raise DisaError(
-                    f"the graph's input {spec} was given an array of shape {shape}{where}"
+                raise InvalidRequest(
+                    f"the graph's input {spec} got an array of shape {shape}{where}"
                 )
     if left:
-        raise DisaError(f"the graph has no input named {_join(left)}")
+        raise InvalidRequest(f"the graph has no input named {_join(left)}")
 
 
 def _join(names: Iterable[str]) -> str:

@@ -1,1 +1,1 @@
-"""From an official checkpoint to the ONNX graphs of a plan."""
+"""Exports an official checkpoint to the ONNX graphs of a plan."""

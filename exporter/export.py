@@ -1,4 +1,4 @@
-"""From a checkpoint to a plan."""
+"""Exports a checkpoint to a plan."""
 
 import logging
 import os
@@ -10,41 +10,47 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..engines.manifest import QUANTIZED
-from ..engines.plan import PlanWriter
+from ..engines.plan.manifest import QUANTIZED
+from ..engines.plan.plan import PlanWriter
+from ..engines.plan.sharing import SharedWeights
 from ..engines.session import TensorSpec
-from ..errors import DisaError
-from .check import TOLERANCES, GraphError, check_graph, enforce, references
-from .checkpoint import Checkpoint, load_config, open_checkpoint
-from .families import find_family
-from .graph import Shape, export_graph
-from .precision import Precision, set_precision
-from .scratch import scratch_folder
-from .sharing import SharedWeights
-from .tokenizer import MEMBER, read_tokenizer
-from .vae import open_vae
+from ..errors import DisaError, InvalidRequest
+from ..files import as_text
+from ..hub import hub_origin
+from ..runtime.families.registry import checked_defaults
+from ..scratch import scratch_folder
+from .checkpoints.checkpoint import Checkpoint, load_config
+from .checkpoints.tokenizer import MEMBER, read_tokenizer
+from .destination import name_in_path, plan_path, refuse_inputs, refuse_other_plan
+from .families.registry import Family, model_name
+from .graphs.check import TOLERANCES, GraphError, check_graph, enforce, references
+from .graphs.graph import Graph, Shape, export_graph
+from .graphs.precision import Precision, set_precision
+from .opened import OpenedModel, open_model
+from .vae.decoder import KLDecoder
+from .vae.files import OpenedVAE, open_vae
+from .vae.latents import split_latent_scale
 
 Report = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """The result of an export.
 
     Attributes:
         path: the plan.
-        manifest: what was written into it, without members.
-        layout: where in the checkpoint the weights were found.
+        manifest: its manifest, without members.
+        layout: where in the checkpoint the weights were.
         errors: difference of each graph from the fp32 model; empty if not checked.
-        unused: tensors of the checkpoint that this model has no place for, and that official
-            checkpoints do not have: it may be another model.
+        ignored: unexpected tensors that were ignored on request.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     layout: str
     errors: Sequence[GraphError]
-    unused: Sequence[str]
+    ignored: Sequence[str]
 
 
 def export(
@@ -55,83 +61,181 @@ def export(
     tokenizer: str | os.PathLike[str] | None = None,
     precision: Precision | str = Precision.FP32,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    ignore_tensors: Sequence[str] = (),
+    latent_scale: float | None = None,
+    latent_shift: float | None = None,
     defaults: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    cached_backbone: bool = False,
     check: bool = True,
     tolerance: float | None = None,
+    overwrite: bool = False,
     report: Report = lambda stage: None,
 ) -> Exported:
     """Make a plan from a checkpoint.
 
     Args:
-        checkpoint: official training checkpoint, state dict, or safetensors.
-        output: the plan; `engines/NAME.plan` by default.
-        vae: KL autoencoder whose decoder makes pixels of latents.
+        checkpoint: official training checkpoint, state dict, safetensors, or a folder of those.
+        output: the plan, or a folder for it; `engines/NAME.plan` by default.
+        vae: KL autoencoder whose decoder converts latents to pixels.
         tokenizer: folder with the tokenizer of a text-to-image model.
-        precision: of the matrix products in the graphs.
-        config: sizes that the tensors do not tell, or a JSON file with them.
-        defaults: sampling options to be used when a run gives none.
+        precision: of the matmuls in the graphs.
+        config: sizes that tensors do not show, or a JSON file with them.
+        weights: the key of the weights; by default the averaged ones, if there are any.
+        ignore_tensors: patterns for names of tensors that the model does not use and that may be
+            ignored.
+        latent_scale, latent_shift: the model was trained on `(latents - shift) * scale`; 0.2325
+            and 0 by default.
+        defaults: default sampling options of the plan.
         class_names: a name for each class.
+        cached_backbone: add the graphs that the sampling option `refresh` needs.
         check: compare every exported graph with the fp32 model.
         tolerance: largest relative error allowed; by default 1e-4 in fp32, 1e-2 in fp16,
             5e-2 in bf16.
-        report: called with the name of each stage as it begins.
+        overwrite: replace an existing plan of another checkpoint.
+        report: called with the name of each stage when it starts.
 
     Raises:
-        DisaError: bad input, a graph beyond the tolerance, or a plan that cannot be written.
-            Nothing is left behind then.
+        DisaError: bad input, a default that is not valid, a graph beyond the tolerance, or a
+            plan that cannot be written. No file is left in this case.
     """
     if precision in QUANTIZED:
         raise DisaError(f"{precision} needs calibration: export in fp32, and quantise that plan")
     precision = Precision(precision)
     source = Path(checkpoint)
-    path = Path(output) if output else Path("engines") / f"{source.stem}.plan"
     report("reading the checkpoint")
-    opened = open_checkpoint(source)
-    family = find_family(opened.state, source)
     given = load_config(config) if isinstance(config, str | os.PathLike) else config
-    sizes = family.configure(opened.state, given, opened.args)
-    content = family.manifest(sizes)
-    content["defaults"] = {**content["defaults"], **(defaults or {})}
-    content |= _identity(opened, path, precision, class_names, content)
-    decoder = None
-    if vae is not None:
-        _, *latent = content["tokens"]["latent_shape"]
-        decoder = open_vae(
-            vae,
-            latent_channels=content["tokens"]["latent_shape"][0],
-            stride=content["image"]["height"] // latent[0],
-        )
+    given, told = split_latent_scale(given, latent_scale, latent_shift)
+    if vae is None and (latent_scale, latent_shift) != (None, None):
+        raise DisaError("the scale and shift of latents belong to the VAE: add --vae")
+    opened_vae = open_vae(vae) if vae is not None else None
+    opened = open_model(source, given, weights, opened_vae)
+    path = plan_path(output, lambda: plan_name(source, opened))
+    refuse_inputs(path, (*opened.checkpoint.files, *(opened_vae.files if opened_vae else ())))
+    refuse_other_plan(path, opened.checkpoint.sha256, overwrite)
+    content = opened.family.manifest(opened.sizes)
+    content["defaults"] = checked_defaults(
+        opened.family.FAMILY, content["tokens"], content["defaults"], defaults or {}
+    )
+    _check_refresh(content["defaults"], cached_backbone)
+    decoder = open_decoder(opened_vae, content, told)
     text = _tokenizer(tokenizer, content)
-    with scratch_folder(path) as folder, PlanWriter(path, content) as writer, _quiet():
-        model = family.build(opened.state, sizes, source)
-        loaded = model.state_dict().keys()
-        unused = [key for key in opened.state if not (key in loaded or family.is_needless(key))]
+    model, ignored = opened.build(ignore_tensors)
+    cached = _cached_graphs(opened.family, model, content) if cached_backbone else []
+    content |= {
+        "name": as_text(path.stem),
+        "precision": precision.value,
+        "class_names": _class_names(opened.checkpoint, class_names, content),
+        "source": {
+            **opened.describe(ignored),
+            **({"hub": origin} if (origin := hub_origin(source)) else {}),
+            **_about(decoder),
+            "disa": __version__,
+        },
+    }
+    # The graphs are beside the plan while it is written.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed = parameters * (8 if precision is Precision.FP32 else 4)
+    with scratch_folder(path, needed) as folder, PlanWriter(path, content) as writer, _quiet():
         errors: list[GraphError] = []
-        graphs, weights = family.graphs(model, decoder), SharedWeights()
-        # All of them before the first cast: graphs may have modules in common.
+        graphs, shared = opened.family.graphs(model, decoder) + cached, SharedWeights()
+        # References come first, before any module is cast: graphs may share modules.
         expected = [references(graph) if check else [] for graph in graphs]
         for graph, wanted in zip(graphs, expected, strict=True):
-            chosen = Precision.FP32 if graph.always_fp32 else precision
+            chosen = Precision.FP32 if graph.traits.always_fp32 else precision
             set_precision(graph.module, chosen)
             report(f"exporting the {graph.name} graph")
-            exported = weights.share(export_graph(graph, folder))
+            exported = shared.share(export_graph(graph, folder))
             if check:
                 report(f"checking the {graph.name} graph")
-                errors += check_graph(exported, wanted, chosen)
+                errors += check_graph(exported, wanted, chosen, graph.judged(chosen))
             writer.add_graph(
                 exported.name,
                 exported.onnx,
                 exported.data,
                 _specs(exported.inputs),
                 _specs(exported.outputs),
+                graph.traits,
             )
         if errors:
             enforce(errors, TOLERANCES[precision] if tolerance is None else tolerance)
         if text is not None:
             writer.add(MEMBER, text)
         report("writing the plan")
-    return Exported(path, content, opened.layout, errors, unused)
+    return Exported(path, content, opened.checkpoint.layout, errors, ignored.tensors)
+
+
+def _check_refresh(defaults: Mapping[str, Any], cached_backbone: bool) -> None:
+    """DisaError for full passes by default in a plan that has no other ones."""
+    if cached_backbone:
+        return
+    if defaults.get("refresh") or (defaults.get("schedule") or {}).get("refresh"):
+        raise DisaError("full passes need a backbone that remembers: add --cached-backbone")
+
+
+def plan_name(source: Path, opened: OpenedModel) -> str:
+    """The plan's name: that of its checkpoint, or of its model if the former is generic."""
+    return name_in_path(source) or model_name(opened.family.FAMILY, opened.sizes)
+
+
+def name_for(
+    source: Path,
+    config: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
+) -> str:
+    """The name of the plan for a checkpoint that is not open yet."""
+    if name := name_in_path(source):
+        return name
+    sizes, _ = split_latent_scale(load_config(config) if config else None)
+    return plan_name(source, open_model(source, sizes, weights, open_vae(vae) if vae else None))
+
+
+def open_decoder(
+    vae: OpenedVAE | None, content: Mapping[str, Any], told: Mapping[str, float]
+) -> KLDecoder | None:
+    """Open the VAE's decoder for a model with that manifest.
+
+    Args:
+        told: `latent_scale` and `latent_shift`, if they are set.
+
+    Raises:
+        DisaError: it does not fit, or the scale of the latents is ambiguous.
+    """
+    if vae is None:
+        return None
+    channels, side, _ = content["tokens"]["latent_shape"]
+    return vae.build(channels, content["image"]["height"] // side, told)
+
+
+def cached_graphs(family: Family, model: Any) -> tuple[list[Graph], dict[str, list[int]]]:
+    """The graphs of a backbone with a memory, and the sizes of the dimensions they bring.
+
+    Raises:
+        InvalidRequest: the family has none.
+    """
+    make = getattr(family, "cached_graphs", None)
+    if make is None:
+        raise InvalidRequest(
+            f"a {family.FAMILY} model remembers by itself: leave out --cached-backbone"
+        )
+    graphs, dimensions = make(model)
+    return list(graphs), dict(dimensions)
+
+
+def _cached_graphs(family: Family, model: Any, content: Mapping[str, Any]) -> list[Graph]:
+    """The graphs of a backbone with a memory; their dimensions go into the manifest."""
+    graphs, dimensions = cached_graphs(family, model)
+    tokens = content["tokens"]
+    tokens["dimensions"] = {**tokens.get("dimensions", {}), **dimensions}
+    return graphs
+
+
+def _about(decoder: KLDecoder | None) -> dict[str, float]:
+    if decoder is None:
+        return {}
+    return {"latent_scale": decoder.latents.scale, "latent_shift": decoder.latents.shift}
 
 
 def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]) -> bytes | None:
@@ -140,36 +244,24 @@ def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]
     language_model = content["model"].get("llm")
     if language_model is None:
         raise DisaError(
-            f"a model of the family {content['family']} reads no text: leave --tokenizer"
+            f"a model of the family {content['family']} takes no text: leave --tokenizer"
         )
     return read_tokenizer(Path(folder), language_model["vocab_size"])
 
 
-def _identity(
-    checkpoint: Checkpoint,
-    path: Path,
-    precision: Precision,
-    class_names: Sequence[str] | None,
-    content: Mapping[str, Any],
-) -> dict[str, Any]:
-    told = checkpoint.args.get("class_names")
-    names = class_names or ([str(name) for name in told] if isinstance(told, list) else None)
+def _class_names(
+    checkpoint: Checkpoint, class_names: Sequence[str] | None, content: Mapping[str, Any]
+) -> list[str] | None:
+    recorded = checkpoint.args.get("class_names")
+    names = class_names or (
+        [str(name) for name in recorded] if isinstance(recorded, list) else None
+    )
     classes = content["model"].get("class_num")
     if names is not None and len(names) != classes:
         raise DisaError(
             f"there are {len(names)} class names for {classes} classes: give one for each"
         )
-    return {
-        "name": path.stem,
-        "precision": precision.value,
-        "class_names": list(names) if names else None,
-        "source": {
-            "file": checkpoint.path.name,
-            "layout": checkpoint.layout,
-            "sha256": checkpoint.sha256(),
-            "disa": __version__,
-        },
-    }
+    return list(names) if names else None
 
 
 def _specs(entries: Sequence[tuple[str, str, Shape]]) -> list[TensorSpec]:
@@ -178,7 +270,7 @@ def _specs(entries: Sequence[tuple[str, str, Shape]]) -> list[TensorSpec]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks about its own insides."""
+    """Suppress the exporter's messages about its internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""From a plan to images: schedules, samplers, token loops and the pipeline."""
+"""Generates images from a plan: schedules, samplers, token loops and the pipeline."""

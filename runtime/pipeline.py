@@ -1,59 +1,104 @@
-"""From class labels to images."""
+"""The Python interface: from class labels or prompts to images."""
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image as PILImage
 
+from ..engines.array_types import Floats
 from ..engines.open import open_session
-from ..engines.plan import Plan
+from ..engines.plan.plan import Plan
 from ..engines.session import Session
-from ..errors import DisaError
-from .families import AnySettings, open_family
-from .masked import Watcher
-from .noise import NoiseSource, PhiloxNoise
-from .schedule import Schedule, as_schedule
+from ..errors import DisaError, InvalidRequest
+from .families.registry import open_family
+from .generation import (
+    Family,
+    Image,
+    Output,
+    Request,
+    Sample,
+    Watcher,
+    generate,
+    to_uint8,
+)
+from .sampling.noise import PhiloxNoise
+from .sampling.schedule import Schedule
+from .sessions import Sessions
 from .stats import Stats
 
+__all__ = ["Pipeline", "Progress", "Result", "to_uint8"]
+
 Images = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 AUTO_BATCH_FLOATS = 64 * 1024**2
 MAX_AUTO_BATCH = 64
-RUN_ONCE = frozenset({"prompt"})
-"""Graphs that run once for a batch and have the weights of another graph. A copy of a language
-model in the layout of the matrix kernels would cost more than it saves."""
+OUTPUT_TYPES = ("np", "pil", "latent")
+
+logger = logging.getLogger("disa")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a pipeline drew.
+    """The result of a pipeline call.
 
     Attributes:
-        images: uint8 [images, height, width, 3 or 1]; None if the plan cannot make pixels.
+        images: uint8 [images, height, width, 3 or 1], or a list of PIL images; None if only
+            latents were requested, or if the plan cannot decode to pixels.
         latents: fp32 [images, channels, height, width], before the decoder.
-        stats: what it cost.
+        stats: the cost.
     """
 
-    images: Images | None
+    images: Any
     latents: Floats
     stats: Stats
 
 
-class Pipeline:
-    """A plan with its graphs loaded, ready to draw.
+@dataclass(frozen=True)
+class Progress:
+    """The state of a batch after an AR iteration, for a callback.
 
-    pipe = Pipeline.from_plan("engines/mar_b.plan")
-    result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
+    Attributes:
+        images: indices of the batch's images in the seed's sequence.
+        iteration: finished AR iterations.
+        iterations: total AR iterations.
+    """
+
+    images: range
+    iteration: int
+    iterations: int
+    _preview: Callable[[], list[Image]]
+
+    def preview(self) -> list[Image]:
+        """Previews of the images, each uint8 [height, width, channels].
+
+        Raises:
+            DisaError: the plan has no decoder to pixels.
+        """
+        return self._preview()
+
+
+class Pipeline:
+    """A plan with its graphs loaded, ready to generate.
+
+    with Pipeline.from_plan("engines/mar_b.plan") as pipe:
+        result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
+
+    Any thread may call a pipeline; calls run one after another. Its `family` is for one thread
+    at a time: code that uses it directly must hold `lock`.
     """
 
     def __init__(self, plan: Plan, sessions: Mapping[str, Session]) -> None:
         self.plan = plan
-        self.sessions = dict(sessions)
-        self.family = open_family(plan, self.sessions)
+        self.sessions = sessions if isinstance(sessions, Sessions) else dict(sessions)
+        self.lock = threading.RLock()
+        self._family: Family[Any] | None = open_family(plan, self.sessions)
         self.class_names = plan.manifest.class_names
 
     @classmethod
@@ -68,7 +113,7 @@ class Pipeline:
         """Open a plan and load its graphs.
 
         Args:
-            engine: what runs them; `auto` takes the fastest that is here.
+            engine: engine of the graphs; `auto` selects the fastest one available.
             threads: CPU threads; all cores by default.
             exact: do not let the engine compute in less than fp32 if the plan is fp32.
 
@@ -77,23 +122,54 @@ class Pipeline:
         """
         plan = Plan.open(Path(path))
         precision = "fp32" if exact and plan.manifest.precision == "fp32" else None
-        sessions = {
-            name: open_session(
-                plan,
-                name,
-                engine,
-                threads=threads,
-                precision=precision,
-                prepack=name not in RUN_ONCE,
+
+        def open_graph(name: str) -> Session:
+            prepack = plan.graph(name).traits.prepack
+            return open_session(
+                plan, name, engine, threads=threads, precision=precision, prepack=prepack
             )
-            for name in plan.manifest.graphs
-        }
-        return cls(plan, sessions)
+
+        try:
+            pipe = cls(plan, Sessions(plan, open_graph))
+        except BaseException:
+            plan.close()
+            raise
+        logger.info("%s: %s", path, pipe.engine)
+        return pipe
+
+    @property
+    def family(self) -> Family[Any]:
+        """The loaded model, a `generation.Family`.
+
+        Raises:
+            DisaError: the pipeline is closed.
+        """
+        if self._family is None:
+            raise DisaError(f"the pipeline of {self.plan.path} is closed: open the plan again")
+        return self._family
 
     @property
     def engine(self) -> str:
-        """What really runs, as the sessions say."""
+        """The engine that really runs, as its sessions describe it."""
         return "; ".join(sorted({session.description for session in self.sessions.values()}))
+
+    def close(self) -> None:
+        """Release the graphs and their memory, after a running call has ended."""
+        with self.lock:
+            self._family = None
+            self.sessions.clear()
+            self.plan.close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def __call__(
         self,
@@ -112,18 +188,22 @@ class Pipeline:
         temperature: float | None = None,
         size: str | int | None = None,
         tolerance: float | None = None,
+        order: str | None = None,
+        refresh: str | None = None,
         batch_size: int | None = None,
         first_image: int = 0,
+        output_type: str = "np",
+        callback: Callable[[Progress], object] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Result:
-        """Draw one image for each class label or prompt.
+        """Generate one image for each class label or prompt.
 
-        An option that is not given comes from the plan; one that the model's family does not
-        have is refused.
+        The default of every option comes from the plan; an option that the model's family does
+        not have is refused.
 
         Args:
-            class_labels: numbers or names; None draws one image without a class.
-            prompt: texts, for a model that draws texts.
+            class_labels: numbers or names; None generates one image without a class.
+            prompt: texts, for a model that takes prompts.
             guidance_scale: classifier-free guidance; 1 is none.
             guidance_schedule: "linear" or "constant" over the AR iterations.
             guidance_interval: latest flow time at which FlowAR guides, 0 to 1.
@@ -131,130 +211,188 @@ class Pipeline:
             num_iterations: AR iterations, at most the tokens of an image.
             steps: "UPPER:LOWER" denoising steps.
             strategy: "linear", "cosine", "two-stage", "constant", "fixed", or "adaptive".
-            schedule: an object that says the steps, or the path of a schedule that was
-                written by disa-calibrate, instead of `steps` and `strategy`.
+            schedule: an object that gives the steps, or the path of a schedule that was
+                written by disa-calibrate, instead of `steps` and `strategy`. It may also set how
+                many tokens each AR iteration predicts, and which are full passes.
             sampler: "ddpm", "ddim", "dpm-solver", or "dpm-solver++".
-            temperature: of the noise in each denoising step.
+            temperature: scales the noise of each denoising step.
             size: pixels, "512" or "640x384" (width x height), for Harmon.
-            tolerance: by how much a token's prediction may change between two denoising steps
-                before a step more is taken; 0 takes all, 0.05 is that of "adaptive".
-            batch_size: images drawn together; chosen by the model's size if not given.
+            tolerance: steps are skipped while a token's prediction changes less than this between
+                two denoising steps; 0 skips none, 0.05 is the value of "adaptive".
+            order: order in which MAR and Harmon generate tokens, "random" or "checkerboard".
+            refresh: AR iterations of MAR and Harmon in which the backbone computes everything, such
+                as "9:5" (the first 5, then every 9th); approximate. None is all of them.
+            batch_size: images generated together; by default derived from the model's size.
             first_image: index of the first image in the seed's sequence.
+            output_type: "np" for an array of images, "pil" for a list of PIL images, "latent"
+                for latents only.
+            callback: called after each AR iteration of a batch with a `Progress`; an exception
+                ends the call.
             progress: called with the number of images after each batch.
 
         Raises:
-            DisaError: an unknown class or option, or a value that cannot be.
+            DisaError: a class or option does not exist, a value is not valid, or an image has
+                values that are not finite.
         """
-        settings = self.settings(
-            iterations=num_iterations,
-            steps=str(steps) if steps is not None else None,
+        if output_type not in OUTPUT_TYPES:
+            raise InvalidRequest(
+                f"the output type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}"
+            )
+        options = self.options(
+            num_iterations=num_iterations,
+            steps=steps,
             strategy=strategy,
             schedule=schedule,
             sampler=sampler,
-            cfg=guidance_scale,
-            cfg_schedule=guidance_schedule,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
             guidance_interval=guidance_interval,
             temperature=temperature,
             size=size,
             tolerance=tolerance,
+            order=order,
+            refresh=refresh,
         )
         conditions = self.conditions(class_labels, prompt)
-        together = self.auto_batch_size(settings) if batch_size is None else batch_size
+        together = self.auto_batch_size(options) if batch_size is None else batch_size
         if together < 1:
-            raise DisaError(f"the batch size must be at least 1, not {together}")
+            raise InvalidRequest(f"the batch size must be at least 1, not {together}")
         if first_image < 0:
-            raise DisaError(f"the first image has at least the index 0, not {first_image}")
+            raise InvalidRequest(f"the first image has at least the index 0, not {first_image}")
         stats = Stats()
-        parts = []
+        outputs: list[Output] = []
         for start in range(0, len(conditions), together):
             batch = conditions[start : start + together]
             images = range(first_image + start, first_image + start + len(batch))
-            parts.append(self.draw(batch, settings, PhiloxNoise(seed, images), stats))
+            requests = self.requests(batch, options, seed, images)
+            outputs += self.generate(requests, stats, self._told(callback, images))
             if progress:
                 progress(len(batch))
-        images_of = [images for images, _ in parts if images is not None]
+        check_finite(outputs, first_image)
+        logger.debug("%d images, %s", len(outputs), stats.to_json())
         return Result(
-            np.concatenate(images_of) if images_of else None,
-            np.concatenate([latents for _, latents in parts]),
-            stats,
+            images_as(outputs, output_type), np.stack([each.latents for each in outputs]), stats
         )
 
-    def draw(
+    def requests(
+        self, conditions: Sequence[Any], options: Any, seed: int, images: Sequence[int]
+    ) -> list[Request]:
+        """One request for each condition, with the noise of the given images of the seed."""
+        return [
+            Request(condition, options, PhiloxNoise(seed, image))
+            for condition, image in zip(conditions, images, strict=True)
+        ]
+
+    def generate(
         self,
-        conditions: Sequence[Any],
-        settings: AnySettings,
-        noise: NoiseSource,
+        requests: Sequence[Request],
         stats: Stats,
+        callback: Callable[[Sequence[Sample]], object] | None = None,
         watch: Watcher | None = None,
-    ) -> tuple[Images | None, Floats]:
-        """Draw one batch: images [batch, H, W, channels] or None, and latents.
+    ) -> list[Output]:
+        """Generate one batch.
 
         Args:
-            conditions: class numbers or prompts, as `conditions` gives them.
-            watch: called after each AR iteration.
+            callback: called after each AR iteration with the samples that were stepped.
+            watch: called with the results of each AR iteration.
         """
-        with stats.timed("total"):
-            outputs = self.family.draw(conditions, settings, noise, stats, watch)
-            latents = np.asarray(outputs["latents"])
-            images = to_uint8(np.asarray(outputs["image"])) if "image" in outputs else None
-        stats.images += len(conditions)
-        return images, latents
+        # Weights are mapped from the file: a process that writes into it changes them.
+        self.plan.check_unchanged()
+        with self.lock, stats.timed("total"):
+            samples = self.family.start(requests, stats)
+            generate(self.family, samples, stats, callback, watch)
+            outputs = self.family.finish(samples, stats)
+        self.plan.check_unchanged()
+        return outputs
 
-    def settings(
-        self, *, schedule: Schedule | str | os.PathLike[str] | None = None, **given: Any
-    ) -> AnySettings:
-        """Sampling options: those given, the others from the plan's defaults.
+    def _told(
+        self, callback: Callable[[Progress], object] | None, images: range
+    ) -> Callable[[Sequence[Sample]], object] | None:
+        if callback is None:
+            return None
+
+        def tell(samples: Sequence[Sample]) -> None:
+            first = samples[0]
+            callback(
+                Progress(
+                    images,
+                    first.iteration,
+                    first.iterations,
+                    lambda: self.family.preview(samples),
+                )
+            )
+
+        return tell
+
+    def options(self, **overrides: Any) -> Any:
+        """Sampling options: the arguments that are not None, and the plan's defaults.
 
         Raises:
-            DisaError: an option that this family does not have, or a value that cannot be.
+            DisaError: this family does not have an option, or a value is not valid.
         """
-        known = dict(self.plan.manifest.defaults)
-        chosen = {name: value for name, value in given.items() if value is not None}
-        for name in chosen:
-            if name not in known and name != "tolerance":
-                raise DisaError(
-                    f"a {self.plan.manifest.family} model has no option {name}: it has "
-                    f"{', '.join(known)}"
-                )
-        named = [name for name in ("steps", "strategy") if name in chosen]
-        if schedule is not None and named:
-            raise DisaError(f"a schedule says the steps: leave out {' and '.join(named)}")
-        if named:
-            known.pop("schedule", None)
-        fitted = None if schedule is None else as_schedule(schedule)
-        try:
-            return self.family.settings({**known, **chosen}, fitted)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DisaError(f"the sampling options are not usable: {error}") from error
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        return self.family.options(chosen)
 
     def conditions(
         self,
         class_labels: Sequence[int | str] | int | str | None,
         prompt: Sequence[str] | str | None = None,
     ) -> list[Any]:
-        """What each image is drawn of: class numbers, or prompts; no label is no class."""
+        """The condition of each image: class numbers or prompts; no label means no class."""
         wanted: Sequence[int | str] | int | str | None
         if self.family.classes is None:
             wanted, other, kind = prompt, class_labels, "prompt"
         else:
             wanted, other, kind = class_labels, prompt, "class"
         if other is not None:
-            raise DisaError(f"a {self.plan.manifest.family} model draws a {kind}: give one")
+            raise InvalidRequest(f"a {self.plan.manifest.family} model needs a {kind}: give one")
         if wanted is None and kind == "class":
             return self.family.conditions([None])
-        listed = [wanted] if isinstance(wanted, int | str) else list(wanted or [])
+        listed = _listed(wanted)
         if not listed:
-            raise DisaError(f"there is nothing to draw: give at least one {kind}")
+            raise InvalidRequest(f"there is nothing to generate: give at least one {kind}")
         return self.family.conditions(listed)
 
-    def auto_batch_size(self, settings: AnySettings) -> int:
-        """Images drawn together when nobody says: as many as keep activations near 256 MiB."""
+    def auto_batch_size(self, options: Any) -> int:
+        """The default batch size: as many images as keep activations near 256 MiB."""
         # A block holds about 16 activations of the model's width for each token.
-        floats = 16 * self.family.sequence * self.family.width * (2 if settings.guided else 1)
+        floats = 16 * self.family.sequence * self.family.width * (2 if options.guided else 1)
         return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_FLOATS // floats))
 
 
-def to_uint8(image: Floats) -> Images:
-    """[images, channels, H, W] in [-1, 1] to uint8 [images, H, W, channels], rounded."""
-    scaled = np.round(np.clip((image + 1) * 127.5, 0, 255))
-    return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1)).astype(np.uint8)
+def check_finite(outputs: Sequence[Output], first_image: int = 0) -> None:
+    """Check that all images are finite.
+
+    Raises:
+        DisaError: an image has values that are not finite.
+    """
+    broken = [first_image + index for index, each in enumerate(outputs) if not each.finite]
+    if broken:
+        raise DisaError(
+            f"image {broken[0]} has values that are not finite: the plan is damaged, its "
+            "precision overflows (try fp32), or its sampling options are not usable"
+        )
+
+
+def images_as(outputs: Sequence[Output], output_type: str) -> Any:
+    """The images in the form of the output type; None if there are none."""
+    images = [each.image for each in outputs if each.image is not None]
+    if output_type == "latent" or not images:
+        return None
+    if output_type == "np":
+        return np.stack(images)
+    return [
+        PILImage.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in images
+    ]
+
+
+def _listed(given: Any) -> list[Any]:
+    """One item or several, also of NumPy, as a list."""
+    if given is None:
+        return []
+    if isinstance(given, str | bytes):
+        return [given]
+    try:
+        return list(given)
+    except TypeError:
+        return [given]

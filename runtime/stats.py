@@ -1,4 +1,4 @@
-"""What a run cost."""
+"""The cost of a run."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -6,15 +6,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+LOOP_PARTS = ("backbone", "head")
+"""The parts of the model that run in every AR iteration, whatever graphs a family has for them."""
+MODEL_PARTS = (*LOOP_PARTS, "decoder")
+"""The parts of the model that every family times."""
+HOST_PARTS = ("noise", "total")
+"""What is timed and is not a part of the model."""
+
 
 @dataclass
 class Stats:
     """Seconds in each part, and the head's work.
 
     Attributes:
-        seconds: wall time by part: backbone, head, decoder, noise, total.
-        images: images drawn.
-        head_calls: calls of the head graph, the cost that DiSA cuts.
+        seconds: wall time by part: `MODEL_PARTS`, `HOST_PARTS`, and further parts of the family.
+        images: images generated.
+        head_calls: calls of the head graph, the cost that DiSA reduces.
         head_rows: rows of all those calls.
     """
 
@@ -33,7 +40,7 @@ class Stats:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def add(self, other: "Stats") -> None:
-        """Add what another run cost."""
+        """Add the cost of another run."""
         for part, seconds in other.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
         self.images += other.images
@@ -42,7 +49,7 @@ class Stats:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_json` gave."""
+        """From the result of `to_json`."""
         return cls(
             {part: float(seconds) for part, seconds in dict(content["seconds"]).items()},
             *(int(content[name]) for name in ("images", "head_calls", "head_rows")),

@@ -1,1 +1,1 @@
-"""What every engine on an NVIDIA GPU needs: memory, streams, shapes, and loops that stay there."""
+"""Shared by all engines on NVIDIA GPUs: memory, streams, shapes, and loops on the device."""

@@ -1,4 +1,4 @@
-"""Arrays in device memory, and the stream in which all work on them happens."""
+"""Arrays in device memory, and the stream that orders all work on them."""
 
 import math
 import sys
@@ -12,12 +12,12 @@ from ...errors import DisaError
 from .device import Device
 
 ALIGNMENT = 256
-"""Of every address that TensorRT is given."""
+"""Alignment of all addresses for TensorRT, in bytes."""
 _STAGES = 32
 
 
 class Memory(Protocol):
-    """Device memory that lasts as long as somebody holds this object."""
+    """Device memory that is released when this object is deleted."""
 
     @property
     def address(self) -> int: ...
@@ -26,25 +26,25 @@ class Memory(Protocol):
 
 
 class Buffer:
-    """A piece of device memory, given back when nobody holds it any more."""
+    """A block of device memory, released when the last reference to it is deleted."""
 
     __slots__ = ("address", "size", "stream")
 
     def __init__(self, stream: "Stream", size: int) -> None:
         self.stream = stream
         self.size = max(size, 1)
-        # TensorRT wants an address for empty tensors too.
+        # TensorRT needs an address for empty tensors too.
         self.address = stream.device.allocate(self.size, stream.handle)
 
     def __del__(self) -> None:
         if hasattr(self, "address") and not sys.is_finalizing():
-            self.stream.give_back(self.address)
+            self.stream.release(self.address)
 
 
 class DeviceArray:
     """A contiguous array in device memory.
 
-    Work on it is put into its stream; reading it with `np.asarray` waits for that.
+    Work on it is enqueued in its stream; reading it with `np.asarray` waits for that work.
     """
 
     __slots__ = ("_buffer", "address", "dtype", "shape", "stream")
@@ -86,14 +86,14 @@ class DeviceArray:
         return result if dtype is None else result.astype(dtype, copy=False)
 
     def reshape(self, *shape: Any) -> "DeviceArray":
-        """The same memory in another shape; one dimension may be -1."""
+        """The same memory with another shape; one dimension may be -1."""
         sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
         if -1 in sizes:
             rest = math.prod(size for size in sizes if size != -1)
             missing = self.size // rest if rest else 0
             sizes = tuple(missing if size == -1 else size for size in sizes)
         if math.prod(sizes) != self.size:
-            raise DisaError(f"an array of shape {self.shape} cannot be given the shape {sizes}")
+            raise DisaError(f"an array of shape {self.shape} cannot be reshaped to {sizes}")
         return self._view(sizes, 0)
 
     def __getitem__(self, key: Any) -> "DeviceArray":
@@ -101,7 +101,7 @@ class DeviceArray:
         if isinstance(key, slice):
             start, stop, step = key.indices(self.shape[0])
             if step != 1:
-                raise DisaError("an array on a device has slices of neighbouring rows only")
+                raise DisaError("an array on a device supports slices of consecutive rows only")
             count = max(stop - start, 0)
             return self._view((count, *self.shape[1:]), start * row if count else 0)
         index = int(key)
@@ -115,7 +115,7 @@ class DeviceArray:
             value = np.asarray(value)
         if tuple(value.shape) != target.shape or value.dtype != self.dtype:
             raise DisaError(
-                f"a part of shape {target.shape} and type {target.dtype} cannot be set to an array "
+                f"a slice of shape {target.shape} and type {target.dtype} cannot be set to one "
                 f"of shape {tuple(value.shape)} and type {value.dtype}"
             )
         if isinstance(value, DeviceArray):
@@ -129,10 +129,10 @@ class DeviceArray:
 
 
 class Stream:
-    """Work on one device, done in the order in which it is given.
+    """A CUDA stream: work on one device, executed in the order in which it is enqueued.
 
-    Since there is one order, memory may be given back while work that uses it is still to
-    be done: whoever gets it next comes later.
+    Because of this order, memory may be freed while work that uses it is still enqueued: the
+    next user of the memory comes later in the stream.
     """
 
     def __init__(self, device: Device) -> None:
@@ -144,33 +144,33 @@ class Stream:
         self._next = 0
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """An array of undefined content."""
+        """An uninitialised array."""
         kind = np.dtype(dtype)
         sizes = tuple(int(size) for size in shape)
         return DeviceArray(Buffer(self, math.prod(sizes) * kind.itemsize), sizes, kind)
 
     def put(self, array: np.ndarray) -> DeviceArray:
-        """A copy on the device. Does not wait; `array` may be changed at once."""
+        """Copy an array to the device, without waiting; `array` may be changed at once."""
         result = self.empty(array.shape, array.dtype)
         self.upload(result.address, array)
         return result
 
-    def sort_out(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays of this stream as they are, all others contiguous in host memory."""
+    def local(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays of this stream unchanged, all others as contiguous arrays in host memory."""
         return {
             name: array if self._has(array) else np.ascontiguousarray(array)
             for name, array in arrays.items()
         }
 
-    def bring(self, array: Any) -> DeviceArray:
-        """Any array on the device, at an address that engines take."""
+    def aligned_copy(self, array: Any) -> DeviceArray:
+        """Any array on the device, at an aligned address."""
         if not self._has(array):
             return self.put(np.ascontiguousarray(array))
         on_device: DeviceArray = array
         return on_device if array.address % ALIGNMENT == 0 else self.copy_of(array)
 
     def copy_of(self, array: DeviceArray) -> DeviceArray:
-        """A copy of an array in memory of its own."""
+        """A copy of an array in new memory."""
         result = self.empty(array.shape, array.dtype)
         self.copy(result.address, array.address, array.nbytes)
         return result
@@ -186,7 +186,7 @@ class Stream:
 
     @contextmanager
     def staging(self, address: int, size: int) -> Iterator[np.ndarray]:
-        """Host memory of `size` bytes that is copied to the device when the block ends.
+        """Yield `size` bytes of host memory that are copied to the device when the block ends.
 
         Waits only if the GPU is many uploads behind.
         """
@@ -198,12 +198,12 @@ class Stream:
         self.device.record(stage.event, self.handle)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy on the device."""
+        """Copy memory on the device."""
         if size:
             self.device.copy(target, source, size, self.handle)
 
-    def give_back(self, address: int) -> None:
-        """Free memory; while a graph is captured, after it."""
+    def release(self, address: int) -> None:
+        """Free memory; during a capture, after the capture."""
         self._returned.append(address)
         if not self.capturing:
             while self._returned:
@@ -211,10 +211,13 @@ class Stream:
 
     @contextmanager
     def capture(self) -> Iterator[list[Any]]:
-        """Record the work of the block instead of doing it.
+        """Record the work of the block instead of executing it.
 
-        The list that the block gets holds the recorded graph after it. Raises DisaError if
-        something was done that cannot be recorded.
+        Yields:
+            A list that contains the recorded graph after the block.
+
+        Raises:
+            DisaError: some work cannot be recorded.
         """
         graphs: list[Any] = []
         self.device.begin_capture(self.handle)
@@ -223,7 +226,7 @@ class Stream:
             yield graphs
         except BaseException:
             self.capturing = False
-            # What broke the capture is the better report.
+            # The exception that broke the capture is more informative.
             with suppress(DisaError):
                 self.device.destroy_graph(self.device.end_capture(self.handle))
             raise
@@ -236,7 +239,7 @@ class Stream:
 
 
 class _Stage:
-    """Host memory that the GPU reads, and the mark that says it has."""
+    """Host memory that the GPU reads, and the event that marks the end of its copy."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -244,7 +247,7 @@ class _Stage:
         self.block = np.empty(0, np.uint8)
 
     def memory(self, size: int) -> np.ndarray:
-        """`size` bytes that no copy reads any more."""
+        """`size` bytes that no pending copy reads."""
         self.device.wait(self.event)
         if len(self.block) < size:
             self.block = self.device.allocate_host(max(4096, 1 << (size - 1).bit_length()))
@@ -266,8 +269,9 @@ def move_block(
 ) -> None:
     """Copy `count` indices of `axis` from one array on the device to another.
 
-    target, source: address, shape, and first index along `axis`. The shapes are equal but
-    for that axis.
+    Args:
+        target, source: address, shape, and first index along `axis`. The shapes are equal
+            except for that axis.
     """
     (to, to_shape, to_start), (origin, shape, start) = target, source
     inner = math.prod(shape[axis + 1 :]) * itemsize

@@ -1,4 +1,4 @@
-"""Where the tensors of a loop lie in one piece of device memory."""
+"""Layout of a loop's tensors in one block of device memory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from .array import aligned
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a tensor.
+    """The position of a tensor.
 
-    A tensor that changes with the steps lies `stride` bytes further at every step.
+    A tensor that changes with the steps is `stride` bytes further at every step.
     """
 
     offset: int
@@ -24,13 +24,13 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor at one step."""
+        """Bytes of the tensor for one step."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self, block: np.ndarray, start: int, steps: int) -> np.ndarray:
-        """The tensor in host memory that is laid out alike from `start` on.
+        """The tensor in a block of host memory that has the same layout from `start` on.
 
-        One that changes with the steps has them as its first axis.
+        A tensor that changes with the steps has them as its first axis.
         """
         offset = self.offset - start
         if not self.stride:
@@ -42,7 +42,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to be placed: its shape at one step, padding included."""
+    """A tensor to be laid out: its shape for one step, padding included."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,25 +52,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of all tensors of a loop.
+    """Positions of all tensors of a loop.
 
-    First comes what keeps its address whatever the number of steps: a place for the current
-    record, a second place for each carried tensor, the other outputs, the inputs that are on
-    the device already, those that the host gives. Then come the records, one for each step,
-    with what changes from step to step. So all that the host gives is one piece.
+    First come the tensors whose address does not depend on the number of steps: the current
+    record, a second buffer for each carried tensor, the other outputs, the inputs that are already
+    on the device, and the inputs from the host. Then come the records, one for each step, with the
+    tensors that change from step to step. So all inputs from the host are contiguous.
     """
 
     steps: int
     record: int
-    """Bytes of a record."""
+    """Size of a record in bytes."""
     records: int
-    """Offset of the first record; the place for the current one is at 0."""
+    """Offset of the first record; the current record is at 0."""
     per_step: Mapping[str, Slot]
     constant: Mapping[str, Slot]
     state: Mapping[str, tuple[Slot, Slot]]
     output: Mapping[str, Slot]
     host: tuple[int, int]
-    """Where what the host gives begins and ends."""
+    """Begin and end of the inputs from the host."""
     size: int
 
 
@@ -81,10 +81,12 @@ def lay_out(
     state: Sequence[Tensor],
     output: Sequence[Tensor],
 ) -> Layout:
-    """Give every tensor an aligned place.
+    """Assign an aligned position to every tensor.
 
-    state: the carried inputs, of which each gets two places: a step reads the one and
-    writes the other. output: those that are not carried.
+    Args:
+        state: the carried inputs; each gets two positions: a step reads one and writes the
+            other.
+        output: the outputs that are not carried.
     """
     record, inside = 0, {}
     for tensor in per_step:

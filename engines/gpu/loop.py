@@ -1,13 +1,13 @@
-"""The denoising steps of one AR iteration, without the host in between."""
+"""Runs the denoising steps of one AR iteration on the device, without the host in between."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import DisaError
+from ...errors import DisaError, EngineError
+from ...recent import Recent
 from ..session import DTYPES, Array, TensorSpec
 from .array import Buffer, DeviceArray, Stream, move_block
 from .layout import Layout, Slot, Tensor, lay_out
@@ -15,35 +15,33 @@ from .profile import Piece, Range, check_sizes, pieces, sizes_of
 from .split import Splitter
 
 TABLE = "steps"
-"""Dimension of the tables of timesteps. Rows beyond those in use are never looked up, so
-tables are padded, and CUDA graphs and contexts are needed for few of their sizes."""
+"""Dimension of the tables of timesteps. Rows beyond the steps in use are never read, so tables
+are padded, and only a few table sizes need CUDA graphs and contexts."""
 TABLE_STEP = 64
 LEAST_MEMORY = 4 << 20
 MAX_CONTEXTS = 64
 MAX_GRAPHS = 512
 
-V = TypeVar("V")
-
 
 class Steps(Protocol):
-    """What runs one step: an engine of TensorRT, or a session of ONNX Runtime."""
+    """An engine that runs one step: a TensorRT engine or a session of ONNX Runtime."""
 
     @property
     def captures_by_itself(self) -> bool:
-        """Whether it makes CUDA graphs of steps, which then are at the same addresses always."""
+        """Whether the engine makes CUDA graphs of steps itself, which need constant addresses."""
         ...
 
     def create_context(self, loop: bool) -> Any:
-        """What holds shapes and addresses, as TensorRT's execution context does."""
+        """Create an object that holds shapes and addresses, like TensorRT's execution context."""
         ...
 
     def enqueue(self, context: Any) -> None:
-        """Put one step into the stream."""
+        """Enqueue one step in the stream."""
         ...
 
 
 class Looped(Protocol):
-    """A graph that is run as a loop."""
+    """The signature of a graph that runs as a loop."""
 
     @property
     def graph(self) -> str: ...
@@ -61,30 +59,9 @@ class Looped(Protocol):
     def engine(self) -> Steps: ...
 
 
-class Recent(Generic[V]):
-    """The entries used last; what drops out is disposed of."""
-
-    def __init__(self, limit: int, dispose: Callable[[V], None] = lambda value: None) -> None:
-        self.limit, self.dispose = limit, dispose
-        self._entries: OrderedDict[Any, V] = OrderedDict()
-
-    def get(self, key: Any, make: Callable[[], V]) -> V:
-        """The entry of that key, made if there is none."""
-        if key not in self._entries:
-            self._entries[key] = make()
-            if len(self._entries) > self.limit:
-                self.dispose(self._entries.popitem(last=False)[1])
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def values(self) -> list[V]:
-        """All entries."""
-        return list(self._entries.values())
-
-
 @dataclass
 class Recording:
-    """A loop of certain shapes and steps: how often it ran, and its CUDA graph if it has one."""
+    """A loop with certain shapes and steps: its number of runs, and its CUDA graph if any."""
 
     runs: int = 0
     graph: Any = None
@@ -92,7 +69,7 @@ class Recording:
 
 @dataclass
 class Context:
-    """An execution context and the addresses it was given last."""
+    """An execution context and the addresses that were set last."""
 
     handle: Any
     addresses: dict[str, int] = field(default_factory=dict)
@@ -100,18 +77,18 @@ class Context:
 
 @dataclass
 class Counts:
-    """What a loop did, for tests and reports."""
+    """Counters of a loop, for tests and reports."""
 
     launched: int = 0
-    """CUDA graphs launched."""
+    """Launches of CUDA graphs."""
     captured: int = 0
     enqueued: int = 0
-    """Steps put into the stream one by one."""
+    """Steps that were enqueued one by one."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arrays of one call, and which output goes to which input."""
+    """The arrays of one call, and the mapping from outputs to inputs."""
 
     carry: Mapping[str, str]
     constants: Mapping[str, Any]
@@ -121,13 +98,13 @@ class Call:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """All of them by name."""
+        """All arrays by name."""
         return {**self.constants, **self.per_step, **self.state}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A part of a call, ready to go: its memory is laid out and filled."""
+    """A part of a call whose memory is laid out and filled."""
 
     call: Call
     layout: Layout
@@ -135,21 +112,21 @@ class Run:
     """Address of the memory."""
     context: Context
     key: Any
-    """Equal for runs that one CUDA graph can do."""
+    """Equal for runs that can use the same CUDA graph."""
 
 
-class Loop:
-    """Runs a graph again and again, its state staying where it is.
+class DeviceLoop:
+    """Runs a graph repeatedly, with its state on the device.
 
-    Where the engine makes no CUDA graphs itself, all the steps are captured as one when the
-    same shapes and number of steps come for the second time, and replayed from then on.
-    Memory and addresses are the loop's own, so a graph stays valid. The first time, steps
-    are put into the stream one by one: a single request need not pay for capturing.
+    If the engine does not make CUDA graphs itself, all steps are captured as one graph when the
+    same shapes and number of steps occur for the second time, and the graph is replayed from then
+    on. The loop owns its memory, so addresses do not change and a graph stays valid. The first
+    time, steps are enqueued one by one, so that a single request does not pay for capturing.
 
     Attributes:
-        use_graphs: whether to capture. Must not be changed to True where the engine captures.
-        graphs_failed: why capturing failed; empty if it did not.
-        counts: what was done so far.
+        use_graphs: whether to capture. Must not be set to True if the engine captures itself.
+        graphs_failed: why capturing failed; empty if it did not fail.
+        counts: counters of the calls so far.
     """
 
     def __init__(self, session: Looped) -> None:
@@ -158,7 +135,8 @@ class Loop:
         self.counts = Counts()
         self.graphs_failed = ""
         self.use_graphs = not session.engine.captures_by_itself
-        # Who captures by himself does it anew whenever an address changes: tensors come to it.
+        # An engine that captures itself captures again whenever an address changes, so tensors
+        # are copied to constant addresses.
         self._fixed_addresses = session.engine.captures_by_itself
         self._contexts: Recent[Context] = Recent(MAX_CONTEXTS, self._retire)
         self._recordings: Recent[Recording] = Recent(MAX_GRAPHS, self._forget)
@@ -172,7 +150,7 @@ class Loop:
         state: Mapping[str, Any],
         steps: int,
     ) -> dict[str, Array]:
-        """See `Session.iterate`; host arrays are contiguous and all is checked already."""
+        """See `Session.iterate`; host arrays must be contiguous, and all inputs must be checked."""
         if steps == 0:
             return {output: state[taken] for output, taken in carry.items()}
         call = Call(carry, constants, per_step, state, steps)
@@ -180,8 +158,8 @@ class Loop:
         shapes |= {name: tuple(array.shape[1:]) for name, array in per_step.items()}
         session = self.session
         sizes = sizes_of(session.inputs, shapes)
-        check_sizes(session.graph, sizes, session.ranges)
         name = session.splitter.name
+        check_sizes(session.graph, sizes, session.ranges, name)
         results: dict[str, Array] = {}
         parts: list[Piece | None] = [None]
         if name is not None:
@@ -189,7 +167,7 @@ class Loop:
         for part in parts:
             run = self._prepare(call, sizes, part)
             self._run_steps(run)
-            self._take(run, part, sizes.get(str(name), 0), results)
+            self._copy_out(run, part, sizes.get(str(name), 0), results)
         return results
 
     def _prepare(self, call: Call, sizes: Mapping[str, int], part: Piece | None) -> Run:
@@ -204,11 +182,11 @@ class Loop:
         self._upload(run, part)
         for spec in self.session.inputs:
             if _on_device(call.arrays[spec.name]):
-                self._move_in(run, spec, part)
+                self._copy_in(run, spec, part)
         return run
 
     def _padded(self, sizes: Mapping[str, int], part: Piece | None) -> dict[str, tuple[int, ...]]:
-        """Shape of every input as the engine will see it."""
+        """Shapes of the inputs for the engine, padding included."""
         padded, split = dict(sizes), self.session.splitter.name
         if split is not None and part is not None:
             padded[split] = part.size
@@ -222,7 +200,7 @@ class Loop:
         }
 
     def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> Context:
-        """A context set to these shapes. One that a graph was captured from keeps its own."""
+        """A context with these shapes. A context that a graph was captured from is not changed."""
         key = tuple(shapes.items()) if self.use_graphs else None
         context = self._contexts.get(
             key, lambda: Context(self.session.engine.create_context(loop=True))
@@ -230,7 +208,7 @@ class Loop:
         for name, shape in shapes.items():
             known = tuple(context.handle.get_tensor_shape(name)) == shape
             if not known and not context.handle.set_input_shape(name, shape):
-                raise DisaError(f"the engine does not take {name} of shape {list(shape)}")
+                raise EngineError(f"the engine does not accept {name} of shape {list(shape)}")
         return context
 
     def _lay_out(
@@ -252,13 +230,14 @@ class Loop:
 
     def _reserve(self, size: int) -> None:
         if self._memory is None or self._memory.size < size:
-            # Graphs hold addresses in the old memory, which is given back before new is asked for.
+            # Graphs contain addresses in the old memory, which is freed before new memory is
+            # allocated.
             self._drop_graphs()
             self._memory = None
             self._memory = Buffer(self.stream, max(LEAST_MEMORY, 1 << (size - 1).bit_length()))
 
     def _upload(self, run: Run, part: Piece | None) -> None:
-        """Bring what the host gives, for all steps at once."""
+        """Upload the inputs from the host, for all steps at once."""
         start, end = run.layout.host
         if start == end:
             return
@@ -272,8 +251,8 @@ class Loop:
                         view[...] = 0
                     view[tuple(map(slice, source.shape))] = source
 
-    def _move_in(self, run: Run, spec: TensorSpec, part: Piece | None) -> None:
-        """Bring a tensor that is on the device already."""
+    def _copy_in(self, run: Run, spec: TensorSpec, part: Piece | None) -> None:
+        """Copy a tensor that is already on the device."""
         array = run.call.arrays[spec.name]
         slot = _slot(run.layout, spec.name)
         axis = self.session.splitter.axis(spec)
@@ -282,7 +261,7 @@ class Loop:
             source = array[step] if slot.stride else array
             address = run.base + slot.offset + step * slot.stride
             if slot.shape != source.shape and slot.dtype == np.int64:
-                # Padding must be a valid index; of other numbers nobody reads the result.
+                # Padding must be a valid index; results of other padding are never read.
                 self.stream.device.clear(address, slot.nbytes, self.stream.handle)
             if not slot.shape:
                 self.stream.copy(address, source.address, slot.nbytes)
@@ -312,8 +291,8 @@ class Loop:
         self.counts.launched += 1
 
     def _capture(self, run: Run) -> Any:
-        # The first step writes beside the state it reads, so doing it once more changes
-        # nothing; it makes TensorRT do what must not happen while capturing.
+        # The first step does not overwrite its input state, so running it twice changes
+        # nothing; it makes TensorRT allocate memory, which must not happen during a capture.
         self._enqueue_step(run, 0)
         try:
             with self.stream.capture() as graphs:
@@ -344,7 +323,7 @@ class Loop:
                 self.stream.copy(base + first.offset, base + second.offset, first.nbytes)
 
     def _offsets(self, run: Run, step: int) -> dict[str, int]:
-        """Where each tensor is in a step."""
+        """The offset of each tensor in a step."""
         layout = run.layout
         offsets = {n: slot.offset for n, slot in {**layout.constant, **layout.output}.items()}
         if self._fixed_addresses:
@@ -358,8 +337,8 @@ class Loop:
             offsets[taken], offsets[output] = pair[parity].offset, pair[1 - parity].offset
         return offsets
 
-    def _take(self, run: Run, part: Piece | None, size: int, results: dict[str, Array]) -> None:
-        """Copy the outputs of the last step out of the loop's memory."""
+    def _copy_out(self, run: Run, part: Piece | None, size: int, results: dict[str, Array]) -> None:
+        """Copy the outputs of the last step from the loop's memory."""
         last = 0 if self._fixed_addresses else run.layout.steps % 2
         slots = dict(run.layout.output)
         slots |= {output: run.layout.state[taken][last] for output, taken in run.call.carry.items()}
@@ -369,7 +348,7 @@ class Loop:
             self.session.splitter.place(self.stream, results, spec, source, part, size)
 
     def _retire(self, _context: Context) -> None:
-        """Make sure that nobody uses a context any more: no work in the stream, and no graph."""
+        """Ensure that a context is no longer used by work in the stream or by a graph."""
         self.stream.synchronize()
         self._drop_graphs()
 

@@ -1,33 +1,33 @@
-"""Cuts requests that are too large into parts, and puts the results together again."""
+"""Splits requests that are too large, and joins the results."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ...errors import DisaError
+from ...errors import InvalidRequest
 from ..session import TensorSpec
 from .array import DeviceArray, Stream, move_block
-from .profile import SPLIT, Piece
+from .profile import Piece
 
 
 class Splitter:
-    """Knows along which dimension a graph's requests may be cut.
+    """Splits the requests of a graph along one dimension.
 
     Attributes:
-        name: the dimension; None if there is none.
+        name: the dimension, from the plan; None if the graph cannot be split.
     """
 
-    def __init__(self, inputs: Iterable[TensorSpec]) -> None:
+    def __init__(self, inputs: Iterable[TensorSpec], name: str | None) -> None:
         self._known = {dimension for spec in inputs for dimension in spec.shape}
-        self.name = next((name for name in SPLIT if name in self._known), None)
+        self.name = name
 
     def axis(self, spec: TensorSpec) -> int | None:
-        """Where an input has the dimension, if it has it."""
+        """The axis of the dimension in an input; None if the input does not have it."""
         return spec.shape.index(self.name) if self.name in spec.shape else None
 
     def cut_host(self, spec: TensorSpec, array: np.ndarray, part: Piece | None) -> np.ndarray:
-        """The part of an array in host memory, a view. Leading axes are those of steps."""
+        """A view of a part of an array in host memory. The leading axes are step axes."""
         axis = self.axis(spec)
         if axis is None or part is None:
             return array
@@ -44,10 +44,11 @@ class Splitter:
         part: Piece | None,
         size: int,
     ) -> None:
-        """Put the output of one part where it belongs in the whole.
+        """Write the output of one part to its position in the complete output.
 
-        source: address, shape and type of the output, padding included. size: of the whole,
-        along the dimension that is cut.
+        Args:
+            source: address, shape and type of the output, padding included.
+            size: of the complete output, along the split dimension.
         """
         address, shape, dtype = source
         axis, apart = (None, shape) if part is None else self._output_axis(spec, shape, part.size)
@@ -74,19 +75,18 @@ class Splitter:
     def _output_axis(
         self, spec: TensorSpec, shape: tuple[int, ...], size: int
     ) -> tuple[int | None, tuple[int, ...]]:
-        """Where an output has the dimension, and its shape with the dimension by itself.
+        """The axis of the dimension in an output, and the output's shape with an axis for it.
 
-        A dimension that no input has is some number of tokens times the one that is cut,
-        token-major.
+        A dimension that no input has is a number of tokens times the split dimension, token-major.
         """
         if self.name in spec.shape:
             return spec.shape.index(self.name), shape
         for axis, name in enumerate(spec.shape):
             if isinstance(name, str) and name not in self._known:
                 if shape[axis] % size:
-                    raise DisaError(
-                        f"the output {spec} of {shape[axis]} {name} is no multiple of {size} "
-                        f"{self.name}: ask for fewer {self.name} at a time"
+                    raise InvalidRequest(
+                        f"the output {spec} of {shape[axis]} {name} is not a multiple of {size} "
+                        f"{self.name}: use fewer {self.name} at a time"
                     )
                 return axis + 1, (*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])
         return None, shape

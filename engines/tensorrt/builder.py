@@ -1,12 +1,12 @@
-"""From an ONNX graph to an engine."""
+"""Builds an engine from an ONNX graph."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import DisaError
-from ..manifest import ShapeRange
+from ...errors import DamagedFile, EngineError, InvalidRequest
+from ..plan.engine_info import ShapeRange
 from ..session import TensorSpec
 from .cache import save
 from .flavour import LEAST_SM, Flavour
@@ -19,16 +19,16 @@ _MEMORY = {
 }
 
 
-class UnreadableGraph(DisaError):
-    """TensorRT cannot read a graph: an operator that it does not know, or a file it refuses."""
+class UnreadableGraph(EngineError):
+    """TensorRT cannot read a graph because of an unknown operator or a file that it refuses."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build; the same for every graph of a plan."""
+    """Options that are equal for every graph of a plan."""
 
     targets: tuple[int, ...] = ()
-    """Architectures, 89 for sm_89; empty for a flavour that builds for the GPU present."""
+    """Architectures, 89 for sm_89; empty for a flavour that builds for this machine's GPU."""
     workspace: int | None = None
     """Bytes of device memory that kernels may use; None for TensorRT's own choice."""
     optimization_level: int | None = None
@@ -37,7 +37,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """A graph to be built: where it lies and what the plan says of it."""
+    """A graph to be built, with its files and its signature in the plan."""
 
     name: str
     path: Path
@@ -50,25 +50,29 @@ class Source:
 
 @dataclass
 class Built:
-    """A finished engine. `data` is a buffer that TensorRT owns."""
+    """A finished engine. `data` is a buffer owned by TensorRT."""
 
     data: Any
     memory: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of "weights" and "activations", where the builder told them."""
+    """Bytes of "weights" and "activations", if the builder reported them."""
 
 
 def check_targets(flavour: Flavour, targets: Iterable[int], precision: str) -> None:
-    """DisaError if the flavour or the precision does not go with an architecture."""
+    """Check the architectures against the flavour and the precision.
+
+    Raises:
+        DisaError: an architecture is not supported.
+    """
     least = LEAST_SM[precision]
     for target in targets:
         if flavour.architectures and target not in flavour.architectures:
             can = ", ".join(f"sm_{known}" for known in flavour.architectures)
-            raise DisaError(
+            raise EngineError(
                 f"{flavour} cannot build for sm_{target}, only for {can}: "
                 "use --engine tensorrt on a machine with that GPU, or --engine onnxruntime"
             )
         if target < least:
-            raise DisaError(
+            raise InvalidRequest(
                 f"sm_{target} does not compute in {precision}: "
                 f"choose sm_{least} or later with --gpu, or another precision"
             )
@@ -83,15 +87,20 @@ def build(
 ) -> Built:
     """Build one engine.
 
-    timing_cache: read and written if the flavour times kernels. report: is told the share
-    that is done. Raises DisaError with what TensorRT said, and KeyboardInterrupt.
+    Args:
+        timing_cache: read and written if the flavour times kernels.
+        report: called with the finished share.
+
+    Raises:
+        DisaError: the build failed; the message includes TensorRT's message.
+        KeyboardInterrupt: the build was interrupted.
     """
     trt = flavour.trt
     check_targets(flavour, options.targets, source.precision)
     with collect(trt) as messages:
         builder = trt.Builder(logger_of(trt))
         if builder is None:
-            raise DisaError(f"{flavour} does not start: {last_error(messages)}")
+            raise EngineError(f"{flavour} does not start: {last_error(messages)}")
         network = flavour.create_network(builder)
         parser = trt.OnnxParser(network, logger_of(trt))
         if not parser.parse_from_file(str(source.path)):
@@ -117,15 +126,19 @@ def build(
 
 
 def check_network(source: Source, network: Any) -> None:
-    """DisaError if what was parsed has other inputs or outputs than the plan says."""
+    """Compare the inputs and outputs of the parsed network with the plan's.
+
+    Raises:
+        DisaError: they differ.
+    """
     for kind, specs, count, get in (
         ("input", source.inputs, network.num_inputs, network.get_input),
         ("output", source.outputs, network.num_outputs, network.get_output),
     ):
         parsed = {tensor.name: tensor for tensor in map(get, range(count))}
         if parsed.keys() != {spec.name for spec in specs}:
-            raise DisaError(
-                f"the graph {source.name} has the {kind}s {', '.join(parsed)}, and the plan says "
+            raise DamagedFile(
+                f"the graph {source.name} has the {kind}s {', '.join(parsed)}, but the plan has "
                 f"{', '.join(spec.name for spec in specs)}"
             )
         for spec in specs:
@@ -139,12 +152,12 @@ def _check_tensor(graph: str, kind: str, spec: TensorSpec, tensor: Any) -> None:
         if kind == "input":
             fits = fits and size == (-1 if isinstance(wanted, str) else wanted)
         else:
-            # The parser knows the dimensions of an output only where it could compute them.
+            # The parser knows an output dimension only if it could compute it.
             fits = fits and (isinstance(wanted, str) or size in (wanted, -1))
     if not fits:
-        raise DisaError(
+        raise DamagedFile(
             f"the {kind} {tensor.name} of the graph {graph} is {dtype}{list(tensor.shape)}, "
-            f"and the plan says {spec}"
+            f"but the plan has {spec}"
         )
 
 
@@ -154,16 +167,16 @@ def _configure(
     trt = flavour.trt
     refused = flavour.set_targets(config, options.targets)
     if refused is not None:
-        raise DisaError(f"{flavour} does not build for sm_{refused}: {last_error(messages)}")
+        raise EngineError(f"{flavour} does not build for sm_{refused}: {last_error(messages)}")
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
     if source.precision == "fp32" and tf32 is not None:
-        # TF32 keeps 10 bits of the mantissa, as fp16 does: not what fp32 was asked for.
+        # TF32 keeps 10 bits of the mantissa, like fp16, which is not the requested fp32.
         config.clear_flag(tf32)
-    # Names of layers cost next to nothing, and the engine inspector lives on them.
+    # Layer names cost almost nothing, and the engine inspector needs them.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
@@ -189,7 +202,7 @@ def _load_timing_cache(flavour: Flavour, config: Any, path: Path | None) -> Any:
     data = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
-        # Timings of another GPU or version: begin anew.
+        # The timings are from another GPU or version: start with an empty cache.
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache

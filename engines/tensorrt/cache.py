@@ -1,43 +1,33 @@
-"""Engines that were built before, and what else is worth keeping between runs."""
+"""Caches of built engines, kernel timings and kernels compiled at run time."""
 
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cache_folder import cache_folder
+from ...files import written_whole
+
 LIMIT = 32 << 30
-"""Bytes of engines that are kept; those not used for longest go first."""
-
-
-def cache_folder() -> Path:
-    """`DISA_CACHE`, or the folder that the system keeps for caches."""
-    chosen = os.environ.get("DISA_CACHE")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "disa"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "disa"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disa"
+"""Largest total size of cached engines in bytes; the least recently used are deleted first."""
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
-    """A name for everything an engine depends on."""
+    """A name derived from everything that an engine depends on."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class EngineCache:
-    """A folder of engines, each with a note of its checksum and of what the builder told.
+    """A folder of engines, each with a note of its checksum and of the builder's report.
 
-    An entry that is damaged counts as absent. A cache that cannot be written to costs time
-    and nothing else: building goes on without it.
+    A damaged entry counts as missing. If the cache cannot be written, building continues without
+    it.
     """
 
     folder: Path
@@ -58,13 +48,17 @@ class EngineCache:
         return engine, content["note"]
 
     def store(self, key: str, data: Any, note: Mapping[str, Any]) -> Path:
-        """Keep an engine. Raises OSError if the folder cannot be written."""
+        """Store an engine.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         engine, where = self._paths(key)
         self.folder.mkdir(parents=True, exist_ok=True)
         view = memoryview(data)
         content = {"sha256": hashlib.sha256(view).hexdigest(), "note": dict(note)}
-        _replace(engine, view)
-        _replace(where, json.dumps(content).encode())
+        _write(engine, view)
+        _write(where, json.dumps(content).encode())
         self._trim(keep=engine)
         return engine
 
@@ -74,7 +68,7 @@ class EngineCache:
     def _trim(self, keep: Path) -> None:
         entries = []
         for path in self.folder.glob("*.engine"):
-            # Another process may have made room meanwhile.
+            # Another process may have deleted it meanwhile.
             with suppress(FileNotFoundError):
                 status = path.stat()
                 entries.append((status.st_mtime, status.st_size, path))
@@ -86,13 +80,9 @@ class EngineCache:
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _replace(path: Path, data: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, data: Any) -> None:
+    with written_whole(path, shared=True) as file:
+        file.write(data)
 
 
 def engine_cache() -> EngineCache:
@@ -101,12 +91,12 @@ def engine_cache() -> EngineCache:
 
 
 def timing_cache(flavour: str, version: str, device: str) -> Path:
-    """File of kernel timings, which belong to one version and one kind of GPU."""
+    """The file of kernel timings for one version and one kind of GPU."""
     return cache_folder() / "timing" / f"{flavour}-{version}-{_plain(device)}.cache"
 
 
 def runtime_cache(flavour: str, version: str, device: str, engine: str) -> Path:
-    """File of kernels that were finished at run time for one engine on one kind of GPU."""
+    """The file of kernels compiled at run time for one engine on one kind of GPU."""
     return cache_folder() / "runtime" / f"{flavour}-{version}-{_plain(device)}-{engine[:16]}.cache"
 
 
@@ -115,10 +105,10 @@ def _plain(name: str) -> str:
 
 
 def save(path: Path, data: Any) -> str:
-    """Write a cache file whole. Returns why it could not, or ""."""
+    """Write a cache file completely. Returns the reason if that failed, or ""."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, memoryview(data))
+        _write(path, data)
     except OSError as error:
         return f"{path} cannot be written: {error.strerror or error}"
     return ""

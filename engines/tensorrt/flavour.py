@@ -1,8 +1,8 @@
-"""The TensorRT that is installed: all differences between its flavours are in this file.
+"""The installed TensorRT: all differences between its flavours are in this file.
 
-`tensorrt` (10.x, 11.x) times kernels on the GPU it builds for; `tensorrt_rtx` builds for
-GPUs that are not there and finishes kernels on the machine that runs them. Which can do
-what is asked of the module itself, never read from its version.
+`tensorrt` (10.x, 11.x) times kernels on the GPU it builds for; `tensorrt_rtx` builds for GPUs of
+other machines and compiles kernels on the machine that runs them. The features of a flavour are
+read from the module itself, never derived from its version.
 """
 
 import importlib
@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import DisaError
+from ...errors import DisaError, InvalidRequest
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
 MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 LEAST_SM = {"fp32": 80, "fp16": 75, "bf16": 80, "int8": 80, "fp8": 89, "fp4": 120}
-"""Oldest architecture that computes in a precision. TensorRT-RTX has no fp32 products on
-sm_75, and int8 graphs keep some of them; it writes engines with fp8 or fp4 that claim older
-architectures and cannot run there."""
+"""Oldest architecture that supports a precision. TensorRT-RTX has no fp32 matmuls on sm_75, and
+int8 graphs keep some of them; it writes engines with fp8 or fp4 that claim older architectures but
+cannot run there."""
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """One importable TensorRT."""
+    """An importable TensorRT."""
 
     name: str
     """"tensorrt" or "tensorrt-rtx"."""
@@ -40,7 +40,8 @@ class Flavour:
 
     @property
     def architectures(self) -> tuple[int, ...]:
-        """What it can build for without the GPU, as 89 for sm_89; empty if it needs the GPU."""
+        """Architectures it can build for without the GPU, as 89 for sm_89; empty if it needs the
+        GPU."""
         found = getattr(self.trt, "ComputeCapability", None)
         if found is None:
             return ()
@@ -49,17 +50,17 @@ class Flavour:
 
     @property
     def finishes_kernels_at_run_time(self) -> bool:
-        """Then there is a cache of kernels to keep at run time, and nothing to time at build."""
+        """Whether kernels are compiled and cached at run time, and not timed at build time."""
         return hasattr(self.trt, "IRuntimeCache")
 
     @property
     def captures_by_itself(self) -> bool:
-        """Whether it makes CUDA graphs on its own; then nobody else may."""
+        """Whether it makes CUDA graphs itself; then no other code may."""
         return hasattr(self.trt, "CudaGraphStrategy")
 
     @property
     def cuda(self) -> str:
-        """Major version of CUDA that the installed package is for; "" if it does not say."""
+        """The major version of CUDA of the installed package; "" if unknown."""
         for distribution in _distributions(MODULES[self.name]):
             match = re.search(r"[-_]cu(\d+)$", distribution)
             if match:
@@ -67,16 +68,16 @@ class Flavour:
         return ""
 
     def create_network(self, builder: Any) -> Any:
-        """A strongly typed network: the precision is that of the ONNX graph."""
+        """Create a strongly typed network: the precision is that of the ONNX graph."""
         kinds = getattr(self.trt, "NetworkDefinitionCreationFlag", None)
-        # TensorRT 11 has no other networks, and takes the flag as long as it has it.
+        # TensorRT 11 has only such networks, and accepts the flag while it exists.
         flag = getattr(kinds, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def set_targets(self, config: Any, targets: Sequence[int]) -> int | None:
-        """Build for these architectures. Returns the one that is refused, if one is.
+        """Set the architectures to build for. Returns the one that is refused, or None.
 
-        A flavour that builds only for the GPU in the machine needs no telling.
+        A flavour that builds only for this machine's GPU needs no setting.
         """
         if not self.architectures:
             return None
@@ -88,7 +89,7 @@ class Flavour:
         return None
 
     def validity(self, runtime: Any, engine: memoryview) -> str:
-        """Why this GPU cannot run the engine, from its header alone; "" if nothing is said."""
+        """Why this GPU cannot run the engine, from its header alone; "" if there is no reason."""
         if not hasattr(runtime, "get_engine_validity"):
             return ""
         size = getattr(runtime, "engine_header_size", 64)
@@ -104,16 +105,17 @@ class Flavour:
         return ", ".join(reasons) or "no reason given"
 
     def memory_size(self, engine: Any) -> int:
-        """Bytes of device memory that one execution needs beside weights and tensors."""
+        """Bytes of device memory that one execution needs in addition to weights and tensors."""
         if hasattr(engine, "device_memory_size_v2"):
             return int(engine.device_memory_size_v2)
         return int(engine.device_memory_size)
 
     def runtime_config(self, engine: Any, loop: bool, specialisation: str) -> Any:
-        """Settings for contexts of `engine`, or None where there are none to make.
+        """Settings for contexts of `engine`, or None if there are none.
 
-        loop: the context runs the same shapes again and again, so CUDA graphs pay.
-        specialisation: "lazy", "eager" or "none": when kernels for exact shapes are made.
+        Args:
+            loop: the context runs the same shapes repeatedly, so CUDA graphs save time.
+            specialisation: "lazy", "eager" or "none": when kernels for exact shapes are compiled.
         """
         if not (self.captures_by_itself and hasattr(engine, "create_runtime_config")):
             return None
@@ -127,10 +129,10 @@ class Flavour:
         return config
 
     def create_context(self, engine: Any, config: Any) -> Any:
-        """An execution context; where graphs are captured from outside it has no memory yet.
+        """Create an execution context; if graphs are captured by our code it has no memory yet.
 
-        Such a context must be given memory with `set_memory` before it is used: contexts of
-        several shapes share it.
+        Such a context needs `set_memory` before it is used: contexts of several shapes share the
+        memory.
         """
         if config is not None:
             return engine.create_execution_context(config)
@@ -141,12 +143,12 @@ class Flavour:
 
     @property
     def contexts_need_memory(self) -> bool:
-        """Whether `create_context` leaves it to the caller to give the context memory."""
+        """Whether the caller must set the memory of contexts from `create_context`."""
         return not self.captures_by_itself
 
     @staticmethod
     def set_memory(context: Any, address: int, size: int) -> None:
-        """Let a context work in this device memory."""
+        """Set the device memory of a context."""
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(address, size)
         else:
@@ -154,13 +156,13 @@ class Flavour:
 
 
 def _distributions(module: str) -> list[str]:
-    """Installed packages whose name begins like the module's."""
+    """Installed packages whose name begins with the module's name."""
     names = (d.metadata["Name"] for d in importlib.metadata.distributions())
     return [name for name in names if name and name.replace("-", "_").startswith(f"{module}_cu")]
 
 
 def find(name: str) -> Flavour | str:
-    """The flavour of that name, or why it cannot be used."""
+    """The flavour with that name, or why it cannot be used."""
     module = MODULES[name]
     try:
         trt = importlib.import_module(module)
@@ -173,15 +175,18 @@ def find(name: str) -> Flavour | str:
 
 
 def load(name: str | None = None, ahead_of_time: bool = False) -> Flavour:
-    """The flavour of that name, or the one that is installed.
+    """The flavour with that name, or the installed one.
 
-    ahead_of_time: it must be able to build for a GPU that is not in the machine.
-    Raises DisaError with the reason for each flavour that cannot be used.
+    Args:
+        ahead_of_time: it must be able to build for a GPU of another machine.
+
+    Raises:
+        DisaError: no flavour can be used; the message gives the reason for each.
     """
     reasons = []
     for candidate in [name] if name else [TENSORRT, TENSORRT_RTX]:
         if candidate not in MODULES:
-            raise DisaError(f"there is no engine {candidate}: use tensorrt or tensorrt-rtx")
+            raise InvalidRequest(f"there is no engine {candidate}: use tensorrt or tensorrt-rtx")
         found = find(candidate)
         if isinstance(found, str):
             reasons.append(f"{candidate} cannot be imported ({found})")

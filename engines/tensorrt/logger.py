@@ -1,4 +1,4 @@
-"""What TensorRT says: kept, and turned into one sentence when something fails."""
+"""Collects TensorRT's messages and turns them into one sentence after a failure."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ...errors import DisaError
 
 @dataclass
 class Messages:
-    """What was said during one piece of work."""
+    """The messages of one piece of work."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -27,12 +27,12 @@ NO_KERNEL = re.compile(r"could not find any implementation|no tactics to impleme
 _SOURCE = re.compile(r"\s*In \w+ at /\S+|\[\w+\.cpp:\d+: \w+\]\s*|\w+\.cpp:\d+:?\s*")
 
 
-# TensorRT takes one logger for the life of the process and ignores all later ones.
+# TensorRT uses one logger for the life of the process and ignores all later ones.
 _loggers: dict[str, Any] = {}
 
 
 def logger_of(trt: Any) -> Any:
-    """The logger of the module `trt`; what it is told goes to the innermost `collect`."""
+    """The logger of the module `trt`; its messages go to the innermost `collect`."""
     if trt.__name__ not in _loggers:
         _loggers[trt.__name__] = _new_logger(trt)
     return _loggers[trt.__name__]
@@ -40,7 +40,7 @@ def logger_of(trt: Any) -> Any:
 
 @contextmanager
 def collect(trt: Any) -> Iterator[Messages]:
-    """Keep what the module `trt` says until the block ends."""
+    """Collect the messages of the module `trt` until the block ends."""
     logger = logger_of(trt)
     outer, logger.messages = logger.messages, Messages()
     try:
@@ -68,9 +68,11 @@ def _new_logger(trt: Any) -> Any:
 
 
 def build_error(messages: Messages, what: str, workspace: int | None) -> DisaError:
-    """Why a build failed.
+    """The error for a failed build.
 
-    what: the graph, for the sentence. workspace: the limit that was set, in bytes.
+    Args:
+        what: the graph, for the sentence.
+        workspace: the limit that was set, in bytes.
     """
     text = " ".join(messages.errors)
     if WORKSPACE.search(text) or (NO_KERNEL.search(text) and workspace is not None):
@@ -80,16 +82,16 @@ def build_error(messages: Messages, what: str, workspace: int | None) -> DisaErr
             f"or leave the option out ({last_error(messages)})"
         )
     if MEMORY.search(text) or NO_KERNEL.search(text):
-        # A builder that runs out of memory drops kernels and then finds none left.
+        # A builder that runs out of memory drops kernels and then has none left.
         return DisaError(
-            f"memory ran out while {what} was built: free memory, use a smaller --batch-size "
+            f"not enough memory to build {what}: free memory, use a smaller --batch-size "
             f"or a lower --optimization-level ({last_error(messages)})"
         )
     return DisaError(f"{what} could not be built: {last_error(messages)}")
 
 
 def last_error(messages: Messages) -> str:
-    """The last error without places in TensorRT's own sources, at most 300 characters."""
+    """The last error, without positions in TensorRT's own sources, at most 300 characters."""
     for message in reversed(messages.errors):
         text = _SOURCE.sub(" ", message)
         text = re.sub(r"\s+", " ", text).strip(" :")

@@ -1,4 +1,4 @@
-"""A build's progress as one number, from TensorRT's nested phases."""
+"""The progress of a build as one number, from TensorRT's nested phases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class Phase:
-    """A phase that runs: how many of its steps are done."""
+    """A running phase: the number of its finished steps."""
 
     name: str
     steps: int
@@ -15,7 +15,7 @@ class Phase:
 
 
 class Progress:
-    """Adds up nested phases to a share of the whole that never goes back."""
+    """Adds up nested phases to a share of the whole that never decreases."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self.report = report
@@ -24,7 +24,7 @@ class Progress:
         self.interrupted = False
 
     def start(self, name: str, steps: int) -> None:
-        """A phase begins inside the one that runs."""
+        """A phase starts inside the running one."""
         self.phases.append(Phase(name, max(steps, 1)))
 
     def step(self, name: str, step: int) -> None:
@@ -35,7 +35,7 @@ class Progress:
         self._advance()
 
     def finish(self, name: str) -> None:
-        """A phase and all in it are over."""
+        """A phase and all its nested phases are done."""
         for index in reversed(range(len(self.phases))):
             if self.phases[index].name == name:
                 del self.phases[index:]
@@ -52,13 +52,13 @@ class Progress:
 
 
 def new_monitor(trt: Any, progress: Progress) -> Any:
-    """A progress monitor for the module `trt` that tells `progress`."""
+    """Create a progress monitor for the module `trt` that reports to `progress`."""
 
     def tell(action: Callable[..., None], *arguments: Any) -> bool:
         try:
             action(*arguments)
         except KeyboardInterrupt:
-            # An exception cannot cross the builder; it is raised again when the build returns.
+            # An exception cannot cross the builder; it is raised again after the build returns.
             progress.interrupted = True
         return not progress.interrupted
 

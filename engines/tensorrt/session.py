@@ -1,13 +1,13 @@
-"""Runs an engine; everything stays on the GPU."""
+"""Runs an engine with all arrays on the GPU."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...errors import DisaError
+from ...errors import EngineError, InvalidRequest, OutOfMemory
 from ..gpu.array import Buffer, DeviceArray, Stream, move_block
-from ..gpu.loop import Loop
+from ..gpu.loop import DeviceLoop
 from ..gpu.profile import Piece, Range, check_sizes, pieces, sizes_of
 from ..gpu.split import Splitter
 from ..session import DTYPES, Array, TensorSpec, check_inputs, check_loop
@@ -33,44 +33,45 @@ class Engine:
 
     @property
     def captures_by_itself(self) -> bool:
-        """Whether TensorRT makes the CUDA graphs, and needs to see the same addresses always."""
+        """Whether TensorRT makes the CUDA graphs itself, and so needs constant addresses."""
         return self.flavour.captures_by_itself
 
     def create_context(self, loop: bool) -> Any:
-        """A context; `loop` if it will run the same shapes again and again."""
+        """Create a context; `loop` if it will run the same shapes repeatedly."""
         with collect(self.flavour.trt) as messages:
             config = self.flavour.runtime_config(self.loaded, loop, self.specialisation)
             if config is not None and self.cache is not None:
                 self.cache.attach(config)
             context = self.flavour.create_context(self.loaded, config)
             if context is None:
-                raise DisaError(
-                    f"{self.flavour} has no memory to run this graph ({last_error(messages)}): "
-                    "use a smaller --batch-size or end other programs on this GPU"
+                raise OutOfMemory(
+                    f"not enough memory for {self.flavour} to run this graph "
+                    f"({last_error(messages)}): use a smaller --batch-size or end other programs "
+                    "on this GPU"
                 )
-            # Only the first context of an engine has a profile from the start.
+            # Only the first context of an engine has a profile initially.
             if not context.set_optimization_profile_async(0, self.stream.handle):
-                raise DisaError(f"{self.flavour} cannot use the profile: {last_error(messages)}")
+                raise EngineError(f"{self.flavour} cannot use the profile: {last_error(messages)}")
         if self.flavour.contexts_need_memory:
-            # Contexts never run at the same time, so all work in the same memory.
+            # Contexts never run at the same time, so all share the same memory.
             if self._memory is None:
                 self._memory = Buffer(self.stream, self.flavour.memory_size(self.loaded))
             self.flavour.set_memory(context, self._memory.address, self._memory.size)
         return context
 
     def enqueue(self, context: Any) -> None:
-        """Put one execution into the stream."""
+        """Enqueue one execution in the stream."""
         with collect(self.flavour.trt) as messages:
             if not context.execute_async_v3(self.stream.handle):
-                raise DisaError(f"{self.flavour} failed to run: {last_error(messages)}")
+                raise EngineError(f"{self.flavour} failed to run: {last_error(messages)}")
 
 
 class TensorRTSession:
     """A graph of a plan on an NVIDIA GPU; see `engines.session.Session`.
 
-    Outputs stay on the device and inputs may come from there. Nothing here waits for the
-    GPU; reading an array does. A request that is larger than the engine's profile is cut
-    along its batch, one that is smaller is padded.
+    Outputs stay on the device and inputs may be there. No method waits for the GPU; reading an
+    array does. A request that is larger than the engine's profile is split along its batch, and
+    a smaller one is padded.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -84,26 +85,27 @@ class TensorRTSession:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         ranges: Mapping[str, Range],
+        split: str | None,
         description: str,
     ) -> None:
         self.graph, self.engine, self.ranges = graph, engine, ranges
         self.inputs, self.outputs, self.description = inputs, outputs, description
         self.stream = engine.stream
-        self.splitter = Splitter(inputs)
+        self.splitter = Splitter(inputs, split)
         self._context: Any = None
-        self._loop: Loop | None = None
+        self._loop: DeviceLoop | None = None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.inputs, inputs)
-        arrays = self.stream.sort_out(inputs)
+        arrays = self.stream.local(inputs)
         sizes = sizes_of(self.inputs, {name: tuple(a.shape) for name, a in arrays.items()})
-        check_sizes(self.graph, sizes, self.ranges)
         name = self.splitter.name
+        check_sizes(self.graph, sizes, self.ranges, name)
         if name is None:
             return self._execute(arrays)
         size = sizes[name]
         if size == 0:
-            raise DisaError(f"the graph {self.graph} was given an empty {name}")
+            raise InvalidRequest(f"the graph {self.graph} got an empty {name}")
         parts = pieces(size, self.ranges[name])
         if len(parts) == 1 and parts[0].size == size:
             return self._execute(arrays)
@@ -118,13 +120,13 @@ class TensorRTSession:
     ) -> dict[str, Array]:
         steps = check_loop(self, carry, constants, per_step, state)
         if self._loop is None:
-            self._loop = Loop(self)
-        fixed, changing, first = map(self.stream.sort_out, (constants, per_step, state))
+            self._loop = DeviceLoop(self)
+        fixed, changing, first = map(self.stream.local, (constants, per_step, state))
         return self._loop.run(carry, fixed, changing, first, steps)
 
     @property
-    def loop(self) -> Loop | None:
-        """The loop that `iterate` runs, with what it captured; None before."""
+    def loop(self) -> DeviceLoop | None:
+        """The loop of `iterate`, with its captures; None before the first call."""
         return self._loop
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -134,12 +136,12 @@ class TensorRTSession:
         if self._context is None:
             self._context = self.engine.create_context(loop=False)
         context = self._context
-        held = {name: self.stream.bring(array) for name, array in arrays.items()}
+        held = {name: self.stream.aligned_copy(array) for name, array in arrays.items()}
         for name, array in held.items():
             set_input(context, name, array.shape, array.address)
         missing = context.infer_shapes()
         if missing:
-            raise DisaError(f"the graph {self.graph} lacks {', '.join(missing)}")
+            raise InvalidRequest(f"the graph {self.graph} lacks {', '.join(missing)}")
         outputs = {}
         for spec in self.outputs:
             shape = tuple(context.get_tensor_shape(spec.name))
@@ -186,7 +188,11 @@ class TensorRTSession:
 
 
 def set_input(context: Any, name: str, shape: tuple[int, ...], address: int) -> None:
-    """Give a context an input; DisaError if the engine does not take that shape."""
+    """Set an input of a context.
+
+    Raises:
+        DisaError: the engine does not accept the shape.
+    """
     if not context.set_input_shape(name, shape):
-        raise DisaError(f"the engine does not take {name} of shape {list(shape)}")
+        raise EngineError(f"the engine does not accept {name} of shape {list(shape)}")
     context.set_tensor_address(name, address)

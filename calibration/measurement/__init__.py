@@ -1,0 +1,1 @@
+"""Measures a plan: errors and costs of fewer denoising steps, AR iterations and full passes."""

@@ -1,0 +1,1 @@
+"""int8 and fp8: ranges measured while images are generated, Q/DQ nodes, acceptance."""

@@ -1,0 +1,37 @@
+"""Options of the quantisation of a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .qdq import Format
+
+IMAGES = 16
+TOKEN_TOLERANCE = 0.1
+SPREAD_TOLERANCE = 0.015
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Options of the quantisation of a plan.
+
+    Attributes:
+        form: int8 or fp8.
+        images: images generated to find the ranges; a quarter as many more for evaluation.
+        tolerance: largest relative error of a graph's output; matmuls are left out to reach it.
+        token_tolerance: largest distance between tokens sampled by both plans in the same
+            state, in standard deviations of a token.
+        spread_tolerance: largest relative change of the tokens' standard deviation.
+        prompts: prompts for a model that takes text.
+        threads: CPU threads; all physical cores if None.
+        check: whether errors are measured, matmuls left out and bad results refused.
+    """
+
+    form: Format = Format.INT8
+    images: int = IMAGES
+    tolerance: float = 0.03
+    token_tolerance: float = TOKEN_TOLERANCE
+    spread_tolerance: float = SPREAD_TOLERANCE
+    prompts: Sequence[str] = ()
+    seed: int = 0
+    threads: int | None = None
+    check: bool = True

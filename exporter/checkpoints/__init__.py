@@ -1,0 +1,1 @@
+"""Opens untrusted checkpoints and tokenizers without executing what they contain."""

@@ -1,0 +1,1 @@
+"""One model family a module: its sizes, its weights, its graphs."""

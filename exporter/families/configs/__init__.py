@@ -1,0 +1,1 @@
+"""The sizes of each family: the official ones, and those of a checkpoint."""

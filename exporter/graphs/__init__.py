@@ -1,0 +1,1 @@
+"""Exports a PyTorch module to a checked ONNX graph."""

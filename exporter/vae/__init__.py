@@ -1,0 +1,1 @@
+"""The autoencoder between latents and pixels."""

@@ -1,0 +1,1 @@
+"""How each family generates: conditions, options, and one AR iteration at a time."""

@@ -1,0 +1,1 @@
+"""Conditions of an image: a class or a prompt."""

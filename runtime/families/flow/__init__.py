@@ -1,0 +1,1 @@
+"""FlowAR and xAR: a fixed number of AR iterations, each of which follows a flow."""

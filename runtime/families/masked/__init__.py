@@ -1,0 +1,1 @@
+"""MAR and Harmon: tokens are generated in any order, several at a time."""

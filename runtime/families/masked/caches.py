@@ -1,0 +1,84 @@
+"""The caches of a group of images, for a backbone that remembers earlier AR iterations.
+
+The first axis of a cache is the token, in generation order after the buffer, so that new tokens are
+written in place: [buffer + tokens, layers, 2, batch, heads, head_dim].
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ....engines.session import Array, Session, TensorSpec
+from ..cohort import Group
+
+CACHE = "_cache"
+NEW = "new_"
+DIFFERENCE = "difference"
+BATCH_AXIS = {CACHE: 3, DIFFERENCE: 1}
+
+
+def reuse_inputs(group: Group[Any], specs: Iterable[TensorSpec]) -> dict[str, Array]:
+    """The inputs of a pass that computes only the new tokens.
+
+    Args:
+        specs: the inputs of its graph. The input `known` has the positions of all known tokens if
+            its dimension is "visible", otherwise those of the new tokens.
+    """
+    first, cohort = group.samples[0], group.cohort
+    known, count, remembered = first.known, first.count, first.remembered
+    positions = cohort.arrays["positions"]
+    inputs: dict[str, Array] = {
+        "tokens": cohort.arrays["tokens"][remembered:known],
+        "predicted": positions[known : known + count],
+        DIFFERENCE: cohort.arrays[DIFFERENCE][known : known + count],
+        **cohort.constants,
+    }
+    for spec in specs:
+        if spec.name == "known":
+            start = 0 if spec.shape[0] == "visible" else remembered
+            inputs["known"] = positions[start:known]
+        elif spec.name.endswith(CACHE):
+            cache = cohort.arrays[spec.name]
+            whole = spec.name == "decoder" + CACHE
+            inputs[spec.name] = cache if whole else cache[: _buffer(group) + remembered]
+    return inputs
+
+
+def remember(group: Group[Any], outputs: Mapping[str, Array], home: Session) -> None:
+    """Store the cache outputs of a pass: whole caches after a full one, otherwise new parts.
+
+    Args:
+        home: the session whose output memory holds the caches; on a GPU nothing here waits for the
+            device.
+    """
+    first, cohort = group.samples[0], group.cohort
+    known, length = first.known, len(first.order)
+    if DIFFERENCE in outputs:
+        skip = outputs["decoder" + CACHE].shape[0] - length
+        for name, values in outputs.items():
+            tokens, start = (length, known) if name == DIFFERENCE else (skip + length, 0)
+            shape = (tokens, *values.shape[1:])
+            if isinstance(values, np.ndarray) and values.shape == shape:
+                cohort.arrays[name] = values  # Nothing else uses the array, so it is not copied.
+                continue
+            cache = cohort.arrays.get(name)
+            if cache is None or tuple(cache.shape) != shape:
+                # Entries that are not written here are written before they are first read.
+                cache = home.empty(shape, np.float32)
+            cache[start : start + len(values)] = values
+            cohort.arrays[name] = cache
+        axes = {name: BATCH_AXIS.get(name, BATCH_AXIS[CACHE]) for name in outputs}
+        cohort.axes = {**cohort.axes, **axes}
+        return
+    skip, remembered = _buffer(group), first.remembered
+    for name, fresh in outputs.items():
+        cache = cohort.arrays[name.removeprefix(NEW) + CACHE]
+        cache[:skip] = fresh[:skip]
+        cache[skip + remembered : skip + remembered + len(fresh) - skip] = fresh[skip:]
+
+
+def _buffer(group: Group[Any]) -> int:
+    """Number of tokens of the buffer."""
+    cache = group.cohort.arrays["decoder" + CACHE]
+    return int(cache.shape[0]) - len(group.samples[0].order)

@@ -1,0 +1,75 @@
+"""A picture of many images with their classes.
+
+Our own, on Pillow alone: torchvision's `make_grid` writes no labels and needs PyTorch, which a
+machine that runs plans has not, and matplotlib is 35 MB for the same.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+MIN_TILE, MAX_TILE, MARGIN, LABEL_HEIGHT = 72, 256, 4, 16
+MAX_SIDE = 8192
+BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
+
+
+def make_grid(
+    images: Sequence[npt.NDArray[Any]], conditions: Sequence[int | str], names: Sequence[str] | None
+) -> Image.Image:
+    """Make a labelled contact sheet of uint8 images [H, W] or [H, W, channels] of one size.
+
+    If classes or prompts repeat in turn, each column is one of them and only the top row is
+    labelled. Small images are enlarged without interpolation.
+    """
+    period = _period(conditions)
+    columns = period if 2 < period <= 20 else math.ceil(math.sqrt(len(images)))
+    headed = columns == period
+    tile = _tile(images[0].shape[0], columns)
+    cell = tile + MARGIN
+    lower = 0 if headed else LABEL_HEIGHT
+    rows = math.ceil(len(images) / columns)
+    top = LABEL_HEIGHT + MARGIN if headed else MARGIN
+    sheet = Image.new("RGB", (columns * cell + MARGIN, top + rows * (cell + lower)), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
+    for index, (image, label) in enumerate(zip(images, conditions, strict=True)):
+        row, column = divmod(index, columns)
+        x, y = MARGIN + column * cell, top + row * (cell + lower)
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
+        width, height = picture.size
+        method = Image.Resampling.NEAREST if tile > width else Image.Resampling.LANCZOS
+        sheet.paste(picture.convert("RGB").resize((tile, tile * height // width), method), (x, y))
+        text_y = y + tile + 1 if not headed else MARGIN
+        if not headed or row == 0:
+            pen.text((x, text_y), _fitted(_title(label, names), tile, font), INK, font)
+    return sheet
+
+
+def _title(label: int | str, names: Sequence[str] | None) -> str:
+    if names and isinstance(label, int) and label < len(names):
+        return names[label].split(",")[0]
+    return str(label)
+
+
+def _fitted(text: str, width: int, font: Any) -> str:
+    while font.getlength(text) > width and len(text) > 1:
+        text = text[:-2] + "."
+    return text
+
+
+def _tile(side: int, columns: int) -> int:
+    enlarged = side * math.ceil(MIN_TILE / side) if side < MIN_TILE else min(side, MAX_TILE)
+    return max(16, min(enlarged, MAX_SIDE // columns))
+
+
+def _period(conditions: Sequence[int | str]) -> int:
+    """The number of images after which the conditions repeat; all images if they do not."""
+    values = np.asarray(conditions)
+    for period in range(1, len(values)):
+        if (values[period:] == values[:-period]).all():
+            return period
+    return len(values)

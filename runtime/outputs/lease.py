@@ -1,0 +1,81 @@
+"""Prevents two runs in one place without file locks: a lease that must be renewed."""
+
+import contextlib
+import json
+import threading
+import uuid
+from datetime import UTC, datetime
+
+from ...errors import DisaError
+from .lock import LOCK, MAX_HOLDER_BYTES, describe_holder, holder
+from .remote import RemoteStore, modified
+
+RENEWAL_SECONDS = 20.0
+LEASE_SECONDS = 90.0
+
+
+class Lease:
+    """The exclusive right to write a run, until `release` or until it is not renewed.
+
+    Raises:
+        DisaError: another process has it; the message names the process.
+        OSError: the place cannot be written.
+    """
+
+    def __init__(self, store: RemoteStore) -> None:
+        self._store = store
+        self._path = store.path(LOCK)
+        self._token = uuid.uuid4().hex
+        self._data = json.dumps(holder() | {"token": self._token}).encode()
+        self._acquire()
+        self._released = threading.Event()
+        self._renewal = threading.Thread(target=self._renew, daemon=True)
+        self._renewal.start()
+
+    def release(self) -> None:
+        """End the lease."""
+        self._released.set()
+        self._renewal.join()
+        with contextlib.suppress(OSError):
+            if self._held():
+                self._store.remove(LOCK)
+
+    def _acquire(self) -> None:
+        if self._store.exists(LOCK):
+            age = datetime.now(UTC) - _with_zone(modified(self._store, LOCK))
+            if age.total_seconds() < LEASE_SECONDS:
+                raise self._taken()
+            self._store.remove(LOCK)
+        try:
+            with self._store.errors(LOCK):
+                self._store.fs.pipe_file(self._path, self._data, mode="create")
+        except FileExistsError as error:
+            raise self._taken() from error
+        if not self._held():
+            raise self._taken()
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEWAL_SECONDS):
+            with contextlib.suppress(OSError), self._store.errors(LOCK):
+                if self._held():
+                    self._store.fs.pipe_file(self._path, self._data)
+
+    def _held(self) -> bool:
+        return self._content() == self._data
+
+    def _content(self) -> bytes:
+        try:
+            with self._store.read(LOCK) as file:
+                return file.read(MAX_HOLDER_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def _taken(self) -> DisaError:
+        return DisaError(
+            f"{self._store} is being written by {describe_holder(self._content())}: wait for it "
+            f"({LEASE_SECONDS:.0f} s if that process is dead), or choose another folder with -o"
+        )
+
+
+def _with_zone(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""Replays recorded runs of the official implementations with a plan."""

@@ -1,0 +1,1 @@
+"""The command-line interface: one module for each command, with little code above the library."""

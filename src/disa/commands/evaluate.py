@@ -1,0 +1,117 @@
+"""disa-evaluate: compares generated images with real ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import DisaError
+from ..evaluation.evaluate import evaluate
+from ..evaluation.features import FeatureExtractor
+from ..evaluation.image_sets import Runs
+from ..evaluation.reference import Statistics, open_reference
+from ..files import written_whole
+from ..progress import progress_bar
+from .command import DisaCommand
+
+
+@click.command(
+    cls=DisaCommand,
+    epilog="Examples:\n\n\b\n"
+    "  disa-evaluate outputs/run --reference adm_in256_stats.npz --inception weights.pth\n"
+    "  disa-evaluate part-0 part-1 --reference imagenet/val --inception weights.pth \\\n"
+    "      --precision-recall -o fid.json",
+)
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="Statistics (.npz with mu and sigma), images (.npz with arr_0, or a folder), or a run.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["inception", "demo"]),
+    default="inception",
+    show_default=True,
+    help="The network whose features are compared; demo is the demo's classifier.",
+)
+@click.option(
+    "--inception",
+    type=click.Path(path_type=Path),
+    help="The converted official weights of Inception (pt_inception-2015-12-05).",
+)
+@click.option("--precision-recall", is_flag=True, help="Also compute precision and recall.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def main(
+    runs: tuple[str, ...],
+    reference: Path,
+    features: str,
+    inception: Path | None,
+    precision_recall: bool,
+    batch_size: int,
+    device: str,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the images of RUNS with a reference: FID, Inception score, precision and recall.
+
+    RUNS are folders or URLs written by disa-run, in any format; several of them are parts of one
+    run. They must be complete.
+    """
+    images = Runs(runs)
+    extractor = _open_features(features, inception, device)
+    other = open_reference(reference, extractor.width)
+    total = images.count + (0 if isinstance(other, Statistics) else other.count)
+    with progress_bar(total, "images", "image") as advance:
+        metrics = evaluate(images, other, extractor, batch_size, precision_recall, advance)
+    result = {
+        "disa": __version__,
+        "metrics": metrics,
+        "generated": images.describe(),
+        "reference": other.source if isinstance(other, Statistics) else other.describe(),
+        "network": extractor.describe(),
+        "options": {"batch_size": batch_size, "device": device},
+    }
+    text = json.dumps(result, indent=1)
+    if output:
+        with written_whole(output) as file:
+            file.write(text.encode() + b"\n")
+    click.echo(text if as_json else summary(metrics, images.count))
+
+
+def _open_features(name: str, inception: Path | None, device: str) -> FeatureExtractor:
+    if name == "demo":
+        from ..evaluation.demo import DemoFeatures
+
+        return DemoFeatures()
+    from ..evaluation.inception import FREE, Inception
+
+    if inception is None:
+        raise DisaError(f"--inception FILE is required, the weights of the network: {FREE}")
+    return Inception(inception, device)
+
+
+def summary(metrics: dict[str, Any], images: int) -> str:
+    """The metrics as text for the terminal."""
+    lines = [f"{images} images", f"Fréchet distance  {metrics['frechet_distance']:.4f}"]
+    if "inception_score_mean" in metrics:
+        mean, deviation = metrics["inception_score_mean"], metrics["inception_score_std"]
+        lines.append(f"Inception score   {mean:.4f} ± {deviation:.4f}")
+    lines += [
+        f"{name.capitalize():<17} {metrics[name]:.4f}"
+        for name in ("accuracy", "precision", "recall")
+        if name in metrics
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Options that several commands share, or that belong to one part of a command."""

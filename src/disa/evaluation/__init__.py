@@ -1,0 +1,1 @@
+"""Compares generated images with real ones."""

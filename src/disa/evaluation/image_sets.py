@@ -1,0 +1,223 @@
+"""Sets of images that can be evaluated: runs of disa, folders of files, .npz files."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DisaError
+from ..files import open_regular
+from ..optional import first_line
+from ..runtime.outputs.formats.folder import Numbered
+from ..runtime.outputs.formats.registry import format_of
+from ..runtime.outputs.image_files import MAX_PIXELS, SUFFIXES, decode_image
+from ..runtime.outputs.record import RECORD, RunRecord, differing_options
+from ..runtime.outputs.store import Store, open_store
+from ..runtime.replay.npz_file import UNREADABLE
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+Image = npt.NDArray[np.uint8]
+
+
+class ImageSet(Protocol):
+    """Images that are read one after another."""
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        ...
+
+    @property
+    def conditions(self) -> Sequence[int | str] | None:
+        """Class or prompt of each image, if known."""
+        ...
+
+    def __iter__(self) -> Iterator[Image]:
+        """Each image, uint8 [H, W, channels].
+
+        Raises:
+            DisaError: an image is damaged.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """A description for the result."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    store: Store
+    record: RunRecord
+
+
+class Runs:
+    """Complete runs that are parts of one run.
+
+    Args:
+        places: folders or URLs.
+
+    Raises:
+        DisaError: a run is incomplete, contains other images, or does not match the other runs.
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self._runs = [_open_run(open_store(place)) for place in places]
+        self.count = sum(len(run.record.selection) for run in self._runs)
+        self.conditions: list[int | str] = []
+        first = self._runs[0].record
+        seen: set[tuple[int, int]] = set()
+        for run in self._runs:
+            other = run.record
+            pair = first.request, other.request
+            differ = differing_options(*pair) or differing_options(*pair[::-1])
+            if differ or other.layout.image_type != first.layout.image_type:
+                raise DisaError(
+                    f"{run.store} is not a part of the run in {self._runs[0].store}: other "
+                    f"{', '.join(differ) or 'image type'}"
+                )
+            rows = other.selection.rows(0, len(other.selection))
+            keys = {(row.seed, row.index) for row in rows}
+            if seen & keys:
+                raise DisaError(f"{run.store} has images that another of the runs has too")
+            seen |= keys
+            self.conditions += other.selection.conditions
+
+    def __iter__(self) -> Iterator[Image]:
+        for run in self._runs:
+            selection = run.record.selection
+            for stored in format_of(run.record.layout).read(run.store, selection):
+                if stored.file.suffix == SUFFIXES["latents"]:
+                    raise DisaError(f"{run.store} contains latents: export the plan with --vae")
+                yield stored.pixels()
+
+    def describe(self) -> dict[str, Any]:
+        first = self._runs[0].record
+        return {
+            "runs": [str(run.store) for run in self._runs],
+            "images": self.count,
+            "request": dict(first.request),
+            "layout": first.layout.to_json(),
+            "engine": first.engine,
+        }
+
+
+def _open_run(store: Store) -> _Run:
+    record = RunRecord.load(store)
+    if record is None:
+        raise DisaError(f"{store} has no {RECORD}: it is not a run of disa")
+    present = format_of(record.layout).progress(store, record.selection).present
+    missing = len(present) - sum(present)
+    if missing or not record.complete:
+        raise DisaError(
+            f"{store} is not complete ({missing} of {len(present)} images are missing): run "
+            "disa-run again with the same options"
+        )
+    if record.layout.format == "folder":
+        _refuse_others(store, record)
+    return _Run(store, record)
+
+
+def _refuse_others(store: Store, record: RunRecord) -> None:
+    """Check that all numbered images belong to the run.
+
+    Raises:
+        DisaError: there is an image that the run does not list.
+    """
+    naming = Numbered()
+    for name in store.names():
+        stem, _, suffix = name.rpartition(".")
+        if suffix in SUFFIXES.values():
+            index = naming.index(stem)
+            if index is not None and (
+                record.selection.position(index) is None
+                or suffix != SUFFIXES[record.layout.image_type.name]
+            ):
+                raise DisaError(f"{store}/{name} is not an image of the run: move it away")
+
+
+class ImageFiles:
+    """The image files in a folder and its sub-folders, in the order of their names."""
+
+    conditions = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.count = len(self._files)
+        if not self.count:
+            raise DisaError(f"{folder} has no images")
+
+    def __iter__(self) -> Iterator[Image]:
+        for path in self._files:
+            with _regular(path) as file:
+                yield decode_image(file, str(path))
+
+    def describe(self) -> dict[str, Any]:
+        return {"folder": str(self._folder), "images": self.count}
+
+
+class NpzImages:
+    """`arr_0`, uint8 [images, H, W, channels], of an .npz file, read image by image."""
+
+    conditions = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._pixels() as (_, shape):
+            self.count = shape[0]
+
+    def __iter__(self) -> Iterator[Image]:
+        with self._pixels() as (member, shape):
+            size = int(np.prod(shape[1:]))
+            for _ in range(self.count):
+                try:
+                    data = member.read(size)
+                except UNREADABLE as error:
+                    raise DisaError(f"{self._path} is damaged: {first_line(error)}") from error
+                if len(data) < size:
+                    raise DisaError(f"{self._path} ends too early: it is damaged")
+                yield np.frombuffer(data, np.uint8).reshape(shape[1:])
+
+    def describe(self) -> dict[str, Any]:
+        return {"file": str(self._path), "images": self.count}
+
+    def _pixels(self) -> "_Member":
+        return _Member(self._path)
+
+
+class _Member:
+    """The open member `arr_0` of a file, and its shape."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> tuple[Any, tuple[int, ...]]:
+        wrong = f"{self._path} has no arr_0 with uint8 images [images, H, W, channels]"
+        try:
+            self._raw = open_regular(self._path)
+            self._archive = zipfile.ZipFile(self._raw)
+            self._file = self._archive.open("arr_0.npy")
+            np.lib.format.read_magic(self._file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
+        except UNREADABLE as error:
+            raise DisaError(f"{wrong}: {first_line(error)}") from error
+        if fortran or dtype != np.uint8 or len(shape) != 4 or np.prod(shape[1:]) > MAX_PIXELS:
+            raise DisaError(wrong)
+        return self._file, shape
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._archive.close()
+        self._raw.close()
+
+
+def _regular(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise DisaError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Runs the units of work of a run, in this process or by many workers."""
