@@ -1,0 +1,1 @@
+"""Serves plans over HTTP: OpenAI's images API, and a page for people."""

@@ -1,0 +1,1 @@
+"""Shared by all routes: errors, keys, limits, logs, event streams."""

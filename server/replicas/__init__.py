@@ -1,0 +1,1 @@
+"""Several servers at one address: replicas on Ray Serve, one for each GPU."""

@@ -1,0 +1,1 @@
+"""Decides which images share calls, in a thread that the event loop never waits for."""
