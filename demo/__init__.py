@@ -1,1 +1,1 @@
-"""The demo model: a small MAR trained on Fashion-MNIST, and what DiSA does for it."""
+"""The demo: small models trained on Fashion-MNIST, and measurements of DiSA on them."""

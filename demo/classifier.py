@@ -1,7 +1,7 @@
-"""A small classifier of Fashion-MNIST, to judge generated images: `python -m demo.classifier`.
+"""A small classifier of Fashion-MNIST that evaluates generated images: `python -m demo.classifier`.
 
-Its classes tell whether an image shows what was asked for, and the layer before them is the
-feature space of the Fréchet distance.
+Its classes show whether an image has the requested class, and its last hidden layer is the feature
+space of the Fréchet distance.
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from disa.cli import DisaCommand
+from disa.commands.command import DisaCommand
 from disa.errors import DisaError
 from disa.files import written_whole
 
-from . import fashion_mnist
+from .data import fashion_mnist
 
 WEIGHTS = Path(__file__).with_name("classifier.pt")
 FEATURES = 64
@@ -59,7 +59,11 @@ def _convolution(channels: int, out: int, stride: int = 1) -> Iterator[nn.Module
 
 
 def load(path: Path = WEIGHTS) -> Classifier:
-    """The trained classifier."""
+    """Load the trained classifier.
+
+    Raises:
+        DisaError: there is no such file.
+    """
     model = Classifier()
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -69,10 +73,10 @@ def load(path: Path = WEIGHTS) -> Classifier:
 
 
 @torch.inference_mode()
-def judge(
+def classify(
     model: Classifier, images: npt.NDArray[np.uint8], batch_size: int = 500
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Features [n, 64] and predicted classes [n] of images [n, 32, 32]."""
+    """Compute features [n, 64] and predicted classes [n] of byte images [n, 32, 32]."""
     features, classes = [], []
     for start in range(0, len(images), batch_size):
         pixels = fashion_mnist.to_model(images[start : start + batch_size])
@@ -120,18 +124,18 @@ def train(
 @click.option("--data", type=click.Path(path_type=Path), default=fashion_mnist.FOLDER)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=WEIGHTS)
 def main(epochs: int, seed: int, data: Path, output: Path) -> None:
-    """Train the classifier that judges generated images."""
+    """Train the classifier that evaluates generated images."""
     torch.manual_seed(seed)
     model = Classifier()
     images, labels = fashion_mnist.load("train", data)
     test_images, test_labels = fashion_mnist.load("t10k", data)
     for epoch, loss in enumerate(train(model, images, labels, epochs)):
         click.echo(f"epoch {epoch + 1} of {epochs}: loss {loss:.3f}")
-    _, classes = judge(model, test_images)
+    _, classes = classify(model, test_images)
     with written_whole(output) as file:
         torch.save(model.state_dict(), file)
     accuracy = float((classes == test_labels).mean())
-    click.echo(f"{output}: {accuracy:.2%} of the test images right")
+    click.echo(f"{output}: {accuracy:.2%} of the test images are classified correctly")
 
 
 if __name__ == "__main__":

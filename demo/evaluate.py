@@ -1,10 +1,12 @@
-"""Fixed steps against DiSA on plans of the demo model: `python -m demo.evaluate PLAN...`.
+"""Compares constant steps with DiSA on the demo model: `python -m demo.evaluate PLAN...`.
 
-All schedules draw the same images (classes, seed, generation orders, first noise) and take
-turns batch by batch, so that a machine that is slower for a while is slower for all.
+All schedules generate the same images (classes, seed, generation orders, first noise). They
+alternate batch by batch, so that changes of the machine's speed affect all equally.
 """
 
 import json
+import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,175 +18,196 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from disa.cli import DisaCommand
+from disa.bench.machine import describe_machine
+from disa.commands.command import DisaCommand
 from disa.errors import DisaError
-from disa.runtime.bench_machine import describe_machine
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.stats import Stats
+from disa.tables import markdown
 
-from . import fashion_mnist
-from .classifier import Classifier, judge
 from .classifier import load as load_classifier
-from .frechet import Moments, frechet_distance
+from .data import captions, fashion_mnist
+from .quality import Quality, quality, real_quality, spread_classes
 
-# Fixed steps are `constant` here, which starts at timestep 950 as DiSA does: `fixed` starts at 999,
-# where so small a model's error is multiplied by thousands and only noise comes out.
+# Constant steps start at timestep 950, as DiSA does. The strategy `fixed` starts at 999, where the
+# error of so small a model is multiplied by thousands and the images are only noise.
 SCHEDULES = ("constant 50", "linear 50:5", "constant 27", "constant 5")
-PICTURE_COLUMNS = 20
+GRID_COLUMNS = 20
 ENLARGEMENT = 2
 NAME_WIDTH = 120
 
 
 @dataclass
-class Entry:
-    """A way to draw and what came of it."""
+class ScheduleRun:
+    """A schedule on a plan, with the images and their cost.
+
+    Attributes:
+        plan: path of the plan.
+        schedule: such as "linear 50:5", also with options such as "order=checkerboard".
+        refresh: the iterations with a full pass of a cached backbone; None for all.
+        cpu_seconds: CPU time of all images.
+        stats: other costs.
+        images: batches [n, 32, 32].
+    """
 
     plan: Path
     schedule: str
+    refresh: str | None = None
+    cpu_seconds: float = 0.0
     stats: Stats = field(default_factory=Stats)
     images: list[npt.NDArray[np.uint8]] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """The schedule, and the full passes of a cached backbone."""
+        return self.schedule + (f", refresh {self.refresh}" if self.refresh else "")
+
+    @property
     def options(self) -> dict[str, Any]:
-        """The schedule as options of a pipeline."""
-        match self.schedule.split():
+        """The options of the pipeline.
+
+        Raises:
+            DisaError: the schedule is not valid.
+        """
+        return {"refresh": self.refresh, **self._steps} if self.refresh else self._steps
+
+    @property
+    def _steps(self) -> dict[str, Any]:
+        words = self.schedule.split()
+        others = dict(word.split("=", 1) for word in words if "=" in word)
+        more: dict[str, Any] = {name: parse_value(value) for name, value in others.items()}
+        match [word for word in words if "=" not in word]:
             case ["fitted", path]:
-                return {"schedule": path}
+                return {"schedule": path, **more}
             case ["adaptive", steps, tolerance]:
-                return {"strategy": "adaptive", "steps": steps, "tolerance": float(tolerance)}
+                adaptive = {"strategy": "adaptive", "tolerance": float(tolerance)}
+                return {**adaptive, "steps": steps, **more}
             case [strategy, steps]:
-                return {"strategy": strategy, "steps": steps}
+                return {"strategy": strategy, "steps": steps, **more}
         raise DisaError(
             f"a schedule is a strategy and its steps, such as 'linear 50:5', 'fitted FILE' or "
-            f"'adaptive 50:5 0.02', not {self.schedule!r}"
+            f"'adaptive 50:5 0.02', with options as name=value if needed, not {self.schedule!r}"
         )
 
 
-def draw(
+def parse_value(text: str) -> int | float | str:
+    """The text as a number if possible, otherwise unchanged."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def generate(
     pipelines: dict[Path, Pipeline],
-    entries: Sequence[Entry],
+    runs: Sequence[ScheduleRun],
     labels: npt.NDArray[np.int64],
     batch_size: int,
     options: dict[str, Any],
 ) -> None:
-    """Fill the entries, each with an image for every label."""
+    """Generate an image for every label with each run, in alternation.
+
+    Args:
+        pipelines: the opened plans.
+        runs: receive the images and their cost.
+        labels: the classes, [n].
+        options: options of the pipelines for all runs.
+    """
     starts = range(0, len(labels), batch_size)
     for start in tqdm(starts, unit="batch", disable=None):
-        batch = [int(label) for label in labels[start : start + batch_size]]
-        # The first one of a batch differs, so that none always runs on a cold cache.
-        turn = start // batch_size % len(entries)
-        for entry in [*entries[turn:], *entries[:turn]]:
-            result = pipelines[entry.plan](
-                batch,
-                **entry.options,
+        batch = labels[start : start + batch_size]
+        # Another run is first in each batch, so that none always runs on a cold cache.
+        turn = start // batch_size % len(runs)
+        for run in [*runs[turn:], *runs[:turn]]:
+            pipe = pipelines[run.plan]
+            started = time.process_time()
+            result = pipe(
+                **conditions(pipe, batch),
                 first_image=start,
                 batch_size=batch_size,
-                **options,
+                **{**options, **run.options},
             )
+            run.cpu_seconds += time.process_time() - started
             if result.images is None:
-                raise DisaError(f"{entry.plan} has no pixels to judge: it needs a decoder")
-            entry.images.append(result.images[..., 0])
-            entry.stats.add(result.stats)
+                raise DisaError(f"{run.plan} has no decoder to pixels: export it with --vae")
+            run.images.append(result.images[..., 0])
+            run.stats.add(result.stats)
 
 
-@dataclass(frozen=True)
-class Quality:
-    """How near images are to the real ones.
-
-    Attributes:
-        accuracy: share of images that the classifier takes for the class asked for.
-        distance: Fréchet distance in classifier features to the training images.
-    """
-
-    accuracy: float
-    distance: float
+def conditions(pipe: Pipeline, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The arguments of a pipeline for these classes: class labels, or a prompt for each class."""
+    if pipe.family.classes is None:
+        prompts = captions.prompts()
+        return {"prompt": [prompts[label] for label in labels]}
+    return {"class_labels": [int(label) for label in labels]}
 
 
-def quality(
-    classifier: Classifier,
-    real: Moments,
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-) -> Quality:
-    """Judge images [n, 32, 32] of the classes `labels`."""
-    features, classes = judge(classifier, images)
-    accuracy = float((classes == labels).mean())
-    return Quality(accuracy, frechet_distance(Moments.of(features), real))
-
-
-def spread_classes(count: int) -> npt.NDArray[np.int64]:
-    """Labels that go round all classes."""
-    return np.arange(count) % len(fashion_mnist.CLASS_NAMES)
-
-
-def real_rows(classifier: Classifier, count: int, data: Path) -> tuple[Moments, Quality]:
-    """Moments of the training images, and what as many test images score against them."""
-    features, _ = judge(classifier, fashion_mnist.load("train", data)[0])
-    moments = Moments.of(features)
-    images, labels = fashion_mnist.load("t10k", data)
-    # As many images of each class as the generated sets have.
-    rows = np.concatenate(
-        [
-            np.flatnonzero(labels == label)[: np.count_nonzero(spread_classes(count) == label)]
-            for label in range(len(fashion_mnist.CLASS_NAMES))
-        ]
-    )
-    return moments, quality(classifier, moments, images[rows], labels[rows])
-
-
-def record(entry: Entry, score: Quality, fixed: Entry | None) -> dict[str, Any]:
-    """One row of the result."""
-    seconds = entry.stats.seconds
-    calls = entry.stats.head_calls / len(entry.images)
+def row_of(run: ScheduleRun, score: Quality, baseline: ScheduleRun | None) -> dict[str, Any]:
+    """The cost and the quality of a run, as JSON; the speed-up is relative to the baseline."""
+    seconds = run.stats.seconds
+    calls = run.stats.head_calls / len(run.images)
     row = {
-        "plan": entry.plan.name,
-        "schedule": entry.schedule,
+        "plan": run.plan.name,
+        "schedule": run.schedule,
+        "refresh": run.refresh,
         "head_calls": round(calls),
-        "head_rows_per_image": entry.stats.head_rows / entry.stats.images,
+        "head_rows_per_image": run.stats.head_rows / run.stats.images,
         "head_seconds": seconds["head"],
+        "backbone_seconds": seconds.get("backbone", 0.0),
         "seconds": seconds["total"],
-        "images": entry.stats.images,
+        "cpu_seconds": run.cpu_seconds,
+        "images": run.stats.images,
         "accuracy": score.accuracy,
         "frechet_distance": score.distance,
     }
-    if fixed is not None:
-        row["speedup"] = fixed.stats.seconds["total"] / seconds["total"]
+    if baseline is not None:
+        row["speedup"] = baseline.stats.seconds["total"] / seconds["total"]
     return row
 
 
-def table(rows: Iterable[dict[str, Any]], floor: Quality, several_plans: bool) -> str:
-    """The result as Markdown."""
-    first = "| plan " if several_plans else ""
+def table(rows: Iterable[dict[str, Any]], real: Quality, several_plans: bool) -> str:
+    """The rows as a Markdown table, with the quality of real images below."""
+    headings = ("schedule", "head calls a batch", "head s", "total s", "speed-up", "accuracy")
     lines = [
-        f"{first}| schedule | head calls a batch | head s | total s | speed-up | accuracy | "
-        "Fréchet distance |",
-        f"{'|---' if several_plans else ''}|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines.extend(
-        (f"| {row['plan']} " if several_plans else "")
-        + f"| {row['schedule']} | {row['head_calls']} | {row['head_seconds']:.1f} "
-        + f"| {row['seconds']:.1f} | {row.get('speedup', 1.0):.2f}x | {row['accuracy']:.1%} "
-        + f"| {row['frechet_distance']:.2f} |"
+        [
+            *((row["plan"],) if several_plans else ()),
+            *(_name(row), str(row["head_calls"]), f"{row['head_seconds']:.1f}"),
+            *(f"{row['seconds']:.1f}", f"{row.get('speedup', 1.0):.2f}x"),
+            *(f"{row['accuracy']:.1%}", f"{row['frechet_distance']:.2f}"),
+        ]
         for row in rows
-    )
+    ]
     lines.append(
-        ("| " if several_plans else "")
-        + f"| *real test images* | | | | | {floor.accuracy:.1%} | {floor.distance:.2f} |"
+        [
+            *(("",) if several_plans else ()),
+            *("*real test images*", "", "", "", ""),
+            *(f"{real.accuracy:.1%}", f"{real.distance:.2f}"),
+        ]
     )
-    return "\n".join(lines)
+    plans = ("plan",) if several_plans else ()
+    all_headings = (*plans, *headings, "Fréchet distance")
+    return markdown(all_headings, lines, left=1 + several_plans)
 
 
-def picture(entries: Sequence[Entry], path: Path) -> None:
-    """A named row of images for each entry: the same classes and seeds below each other."""
-    rows = [np.concatenate(list(entry.images[0][:PICTURE_COLUMNS]), axis=1) for entry in entries]
+def _name(row: dict[str, Any]) -> str:
+    return str(row["schedule"] + (f", refresh {row['refresh']}" if row.get("refresh") else ""))
+
+
+def save_grid(runs: Sequence[ScheduleRun], path: Path) -> None:
+    """Write the first images of each run as a row with its name; columns have the same noise."""
+    rows = [np.concatenate(list(run.images[0][:GRID_COLUMNS]), axis=1) for run in runs]
     strip = Image.fromarray(np.concatenate(rows))
     size = (strip.width * ENLARGEMENT, strip.height * ENLARGEMENT)
     image = Image.new("L", (NAME_WIDTH + size[0], size[1]))
     image.paste(strip.resize(size, Image.Resampling.NEAREST), (NAME_WIDTH, 0))
     names, height = ImageDraw.Draw(image), size[1] // len(rows)
-    for index, entry in enumerate(entries):
+    for index, run in enumerate(runs):
         middle = (NAME_WIDTH - 8, index * height + height // 2)
-        names.text(middle, entry.schedule, fill=255, anchor="rm", font_size=14)
+        names.text(
+            middle, re.sub(r"fitted \S+", "fitted", run.name), fill=255, anchor="rm", font_size=12
+        )
     image.save(path)
 
 
@@ -198,7 +221,18 @@ def picture(entries: Sequence[Entry], path: Path) -> None:
     help="Images for each schedule.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=250, show_default=True)
-@click.option("--schedule", "schedules", multiple=True, help="Such as 'linear 50:5'; repeat it.")
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    help="Such as 'linear 50:5' or 'linear 50:5 order=checkerboard'; may be repeated.",
+)
+@click.option(
+    "--refresh",
+    "refreshes",
+    multiple=True,
+    help="Full passes of a cached backbone, such as 4:4, or none; may be repeated.",
+)
 @click.option("--sampler", default=None, help="ddpm, ddim, dpm-solver or dpm-solver++.")
 @click.option("--iterations", type=int, default=None, help="AR iterations; the plan's default.")
 @click.option("--cfg", type=float, default=None, help="Guidance scale; the plan's default.")
@@ -214,6 +248,7 @@ def main(
     num: int,
     batch_size: int,
     schedules: tuple[str, ...],
+    refreshes: tuple[str, ...],
     sampler: str | None,
     iterations: int | None,
     cfg: float | None,
@@ -225,7 +260,7 @@ def main(
     data: Path,
     output: Path,
 ) -> None:
-    """Compare schedules on PLANS of the demo model: cost, accuracy, Fréchet distance, picture."""
+    """Compare schedules on PLANS of the demo model by cost, accuracy and Fréchet distance."""
     options = {
         "sampler": sampler,
         "num_iterations": iterations,
@@ -234,12 +269,17 @@ def main(
         "temperature": temperature,
         "seed": seed,
     }
-    report(plans, schedules or SCHEDULES, num, batch_size, options, engine, threads, data, output)
+    runs = [
+        ScheduleRun(plan, schedule, None if refresh == "none" else refresh)
+        for plan in plans
+        for schedule in schedules or SCHEDULES
+        for refresh in refreshes or ("none",)
+    ]
+    evaluate(runs, num, batch_size, options, engine, threads, data, output)
 
 
-def report(
-    plans: Sequence[Path],
-    schedules: Sequence[str],
+def evaluate(
+    runs: Sequence[ScheduleRun],
     num: int,
     batch_size: int,
     options: dict[str, Any],
@@ -248,22 +288,33 @@ def report(
     data: Path,
     output: Path,
 ) -> None:
-    """Draw, judge, and write OUTPUT.md, .json and .png."""
-    entries = [Entry(plan, schedule) for plan in plans for schedule in schedules]
+    """Generate images, measure their quality, and write OUTPUT.md, .json and .png.
+
+    Args:
+        runs: the schedules; the first one is the baseline of the speed-up.
+        num: images of each run.
+        options: options of the pipelines for all runs.
+        engine: engine of the graphs.
+        threads: CPU threads; None for all cores.
+        data: folder of the data set.
+        output: path of the result without a suffix.
+    """
+    plans = {run.plan: None for run in runs}
     pipelines = {plan: Pipeline.from_plan(plan, engine, threads=threads) for plan in plans}
-    # The first run of a session allocates, and an option that cannot be is refused at once.
-    for entry in entries:
-        pipelines[entry.plan]([0, 1], **entry.options, **options)
+    # The first call of a session allocates memory, and shows early which options are not valid.
+    for run in runs:
+        pipe = pipelines[run.plan]
+        pipe(**conditions(pipe, np.arange(2)), **{**options, **run.options})
     machine = describe_machine()
     classifier = load_classifier()
-    real, floor = real_rows(classifier, num, data)
+    moments, real = real_quality(classifier, num, data)
     labels = spread_classes(num)
-    draw(pipelines, entries, labels, batch_size, options)
+    generate(pipelines, runs, labels, batch_size, options)
     rows = []
-    for entry in entries:
-        score = quality(classifier, real, np.concatenate(entry.images), labels)
-        rows.append(record(entry, score, entries[0]))
-    text = table(rows, floor, len(plans) > 1)
+    for run in runs:
+        score = quality(classifier, moments, np.concatenate(run.images), labels)
+        rows.append(row_of(run, score, runs[0]))
+    text = table(rows, real, len(plans) > 1)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".md").write_text(text + "\n")
     content = {
@@ -274,10 +325,10 @@ def report(
         "batch_size": batch_size,
         "engine": {plan.name: pipe.engine for plan, pipe in pipelines.items()},
         "rows": rows,
-        "real": vars(floor),
+        "real": vars(real),
     }
     output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    picture(entries, output.with_suffix(".png"))
+    save_grid(runs, output.with_suffix(".png"))
     click.echo(text)
     click.echo(f"written: {output}.md, .json and .png")
 

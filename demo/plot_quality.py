@@ -1,6 +1,6 @@
-"""Head rows against Fréchet distance: `python -m demo.plot_quality outputs/evaluation.json`.
+"""Plots head rows against Fréchet distance: `python -m demo.plot_quality outputs/evaluation.json`.
 
-Several files of demo.evaluate are drawn together where their runs can be compared.
+Several files of demo.evaluate are plotted together if their runs are comparable.
 """
 
 import json
@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
-from disa.cli import DisaCommand
-from disa.errors import DisaError, MissingDependency
+from disa.commands.command import DisaCommand
+from disa.errors import DisaError
+
+from .pages import new_figure, save_figure
 
 STYLES = {
     "constant": ("tab:red", "o-"),
@@ -23,14 +25,14 @@ STYLES = {
     "fixed": ("tab:gray", "x-"),
 }
 COMPARED = ("options", "num", "batch_size", "real")
-"""What must be equal in all files for their rows to be comparable."""
+"""Fields that must be equal in all files for their rows to be comparable."""
 
 
 def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of all files, each schedule once, and the content of the first file.
 
     Raises:
-        DisaError: a file is not one of demo.evaluate, or was made with other options.
+        DisaError: a file is not from demo.evaluate, or has other options.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     first: dict[str, Any] = {}
@@ -55,40 +57,37 @@ def read_rows(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, An
 
 
 def kind_of(schedule: str) -> str:
-    """The strategy in the name of a schedule, such as `linear` of `linear 50:5`."""
+    """The strategy of a schedule, such as `linear` of `linear 50:5`."""
     return schedule.split()[0]
 
 
 def label_of(schedule: str) -> str:
-    """What stands beside a point: the steps, or the tolerance, without a file's folder."""
+    """The label of a point: the steps, or the tolerance, without a file's folder."""
     kind, *rest = schedule.split()
     return Path(rest[0]).name.removesuffix(".json") if kind == "fitted" else " ".join(rest)
 
 
-def draw(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -> None:
-    """Write the picture as PNG.
+def plot(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -> None:
+    """Plot quality against cost, a line for each kind of schedule, as a PNG file.
 
     Args:
         real: Fréchet distance of real test images.
-        images: how many each schedule drew.
+        images: number of images of each schedule.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("matplotlib", "plot") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: float(row["head_rows_per_image"])):
         by_kind.setdefault(kind_of(row["schedule"]), []).append(row)
-    for kind, found in by_kind.items():
+    for kind, points in by_kind.items():
         color, style = STYLES.get(kind, (None, "o-"))
-        x = [row["head_rows_per_image"] for row in found]
-        y = [row["frechet_distance"] for row in found]
+        x = [row["head_rows_per_image"] for row in points]
+        y = [row["frechet_distance"] for row in points]
         axes.plot(x, y, style, color=color, label=kind, linewidth=1, markersize=6)
-        for row, place in zip(found, zip(x, y, strict=True), strict=True):
+        for row, place in zip(points, zip(x, y, strict=True), strict=True):
             axes.annotate(
                 label_of(row["schedule"]),
                 place,
@@ -104,8 +103,7 @@ def draw(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -
         ylabel="Fréchet distance to the training images",
     )
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 @click.command(cls=DisaCommand)
@@ -114,9 +112,9 @@ def draw(rows: Iterable[dict[str, Any]], real: float, images: int, path: Path) -
     "-o", "--output", type=click.Path(path_type=Path), default=Path("docs/images/quality.png")
 )
 def main(evaluations: tuple[Path, ...], output: Path) -> None:
-    """Draw the schedules in EVALUATIONS, JSON files of demo.evaluate, by cost and quality."""
+    """Plot quality against cost of the schedules in EVALUATIONS, JSON files of demo.evaluate."""
     rows, content = read_rows(evaluations)
-    draw(rows, float(content["real"]["distance"]), int(content["num"]), output)
+    plot(rows, float(content["real"]["distance"]), int(content["num"]), output)
     click.echo(f"written: {output}")
 
 

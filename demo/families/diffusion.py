@@ -33,7 +33,7 @@ class DiffusionLoss(nn.Module):
         kept = (1 - betas).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         variance = betas * (1 - before) / (1 - kept)
-        # The posterior variance is 0 at the first step; its logarithm is taken from the second.
+        # The posterior variance is 0 at the first step; the logarithm of the second is used there.
         log_variance = torch.cat([variance[1:2], variance[1:]]).log()
         columns = {
             "signal": kept.sqrt(),
@@ -64,11 +64,11 @@ class DiffusionLoss(nn.Module):
         """Mean squared error of epsilon, and the bound in bits a channel: two scalars.
 
         Args:
-            output: what the head made of `x_t`, [rows, 2C]: epsilon, then the place of the
+            output: the head's output for `x_t`, [rows, 2C]: epsilon, then the position of the
                 log-variance between its bounds, -1 for the posterior's and 1 for beta's.
             x, x_t: the clean and the noisy rows, [rows, C].
             timestep: [rows].
-            noise: what was added, [rows, C].
+            noise: the added noise, [rows, C].
         """
         epsilon, place = output.chunk(2, dim=-1)
         of = self.rows(timestep)
@@ -90,7 +90,7 @@ class DiffusionLoss(nn.Module):
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """Log-probability of the byte that `x` (-1..1) stands for, under a normal distribution."""
+    """Log-probability, under a normal distribution, of the byte that `x` (-1..1) represents."""
     inverse = (-log_deviation).exp()
     above = _normal_cdf((x - mean + 1 / 255) * inverse)
     below = _normal_cdf((x - mean - 1 / 255) * inverse)

@@ -54,7 +54,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     values = np.frombuffer(content, np.uint8, offset=start)
     if values.size != int(np.prod(shape, dtype=np.int64)):
-        raise DisaError(f"{path} announces {shape} values and holds {values.size}: fetch it again")
+        raise DisaError(f"{path} declares {shape} values but has {values.size}: fetch it again")
     return values.reshape(shape)
 
 
@@ -68,7 +68,7 @@ def load(split: str, folder: Path = FOLDER) -> tuple[npt.NDArray[np.uint8], npt.
     images = read_idx(folder / f"{split}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{split}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DisaError(f"the {split} images and labels in {folder} do not belong together")
+        raise DisaError(f"the {split} images and labels in {folder} do not match")
     border = [(SIZE - side) // 2 for side in images.shape[1:]]
     if min(border) < 0 or images.shape[1:] != (SIZE - 2 * border[0], SIZE - 2 * border[1]):
         raise DisaError(f"the images in {folder} do not fit evenly into {SIZE}x{SIZE} pixels")

@@ -1,0 +1,1 @@
+"""Fashion-MNIST: images, captions and latents."""
