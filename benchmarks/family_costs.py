@@ -1,29 +1,34 @@
-"""Draws with DiSA's steps and with fixed steps, family by family: head calls and seconds.
+"""Generates with DiSA's steps and with fixed steps, for every family: head calls and seconds.
 
     python -m benchmarks.family_costs -o benchmarks/results/family_costs.json
     python -m benchmarks.family_costs --only xar_b,harmon_0.5b --repeat 3
 
-The weights are random. Variants of a model take turns. Entries of the record that are not
-measured again stay.
+The weights are random. The variants of a model are measured in turn. Entries of the record that are
+not measured again are kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from disa.cli import DisaCommand, progress_bar
-from disa.exporter.random_weights import random_plan
-from disa.runtime.bench_measure import measure
-from disa.runtime.bench_report import check_writable, figure, table
-from disa.runtime.bench_variant import Variant
+from disa.bench.measure import measure
+from disa.bench.report import check_writable, figure
+from disa.bench.variant import Variant
+from disa.commands.command import DisaCommand
+from disa.exporter.random_weights import SIZES, random_plan
+from disa.progress import progress_bar
+from disa.runtime.families.registry import OPTIONS
+from disa.runtime.stats import LOOP_PARTS
+from disa.tables import table
 
 from .records import Record, choose, read_entries, write_entries
 
 KIND = "family_costs"
 DISA: Mapping[str, Any] = {}
-"""The plan's defaults, which are DiSA's as published for that model."""
+"""The plan's defaults, which are those that DiSA published for the model."""
 
 
 def fixed(steps: int) -> dict[str, Any]:
@@ -40,10 +45,10 @@ COMPARED: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 """The sampling options of each model's variants, DiSA's first."""
 SMALLER: Mapping[str, Mapping[str, Any]] = {"harmon_0.5b": {"size": "256"}}
-"""What is smaller than usual, because of the time that it takes on a CPU."""
+"""Options that make a model's images smaller than usual, to save time on a CPU."""
 HEADINGS = (
     *("model", "steps", "AR iterations", "head calls", "of DiSA", "s", "of DiSA"),
-    *("CPU s", "of DiSA", "backbone s", "head s"),
+    *("CPU s", "of DiSA", *(f"{part} s" for part in LOOP_PARTS)),
 )
 
 
@@ -52,7 +57,11 @@ HEADINGS = (
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--engine", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
-@click.option("--iterations", type=click.IntRange(1), help="AR iterations of MAR and Harmon.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    help="AR iterations, where a family lets them be chosen.",
+)
 @click.option(
     "--plans", type=click.Path(path_type=Path), help="Folder where plans are made and kept."
 )
@@ -66,7 +75,7 @@ def main(
     plans: Path | None,
     output: Path | None,
 ) -> None:
-    """Measure what DiSA's steps cost against fixed ones, one image at a time."""
+    """Measure the cost of DiSA's steps and of fixed steps, one image at a time."""
     chosen = choose(only, list(COMPARED))
     entries: dict[str, Record] = {}
     if output:
@@ -85,8 +94,9 @@ def main(
 def variants(model: str, iterations: int | None) -> list[dict[str, Any]]:
     """The sampling options of a model's variants."""
     shared = dict(SMALLER.get(model, {}))
-    if iterations and model.startswith(("mar", "harmon")):
-        shared["iterations"] = iterations
+    known = {field.name for field in fields(OPTIONS[SIZES[model]])}
+    if iterations and "num_iterations" in known:
+        shared["num_iterations"] = iterations
     return [{**shared, **options} for options in COMPARED[model]]
 
 
@@ -113,7 +123,7 @@ def cost_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             for value in (_calls, _seconds, _cpu_seconds):
                 cells += [figure(value(variant)), f"{value(variant) / value(disa):.2f}x"]
             parts = variant["parts"]
-            cells += [figure(parts.get(part)) for part in ("backbone", "head")]
+            cells += [figure(parts.get(part)) for part in LOOP_PARTS]
             rows.append(cells)
     return rows
 

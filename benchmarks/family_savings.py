@@ -1,8 +1,9 @@
-"""Times what FlowAR, xAR and Harmon compute once outside a loop, and what it would cost inside.
+"""Measures computations of FlowAR, xAR and Harmon that are hoisted out of a loop.
 
     python -m benchmarks.family_savings -o benchmarks/results/family_savings.json
 
-One guided image, one thread, PyTorch, CPU time: what else runs on the machine matters little.
+It compares the CPU time of computing them once with that of computing them in every turn of the
+loop, for one guided image in PyTorch with one thread.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,26 +15,25 @@ from typing import Any
 import click
 import torch
 
-from disa.cli import DisaCommand
-from disa.exporter import flowar, harmon, xar
-from disa.exporter.flow_head import ConditionKeys, CrossHeadStep, TimestepTables
-from disa.exporter.flowar_config import HEAD_DIM
-from disa.exporter.head import HeadStep
+from disa.bench.report import check_writable, figure
+from disa.commands.command import DisaCommand
+from disa.exporter.families import flowar, harmon, xar
+from disa.exporter.families.configs.flow import HEAD_DIM
+from disa.exporter.layers.diffusion_head import head_step as diffusion_step
+from disa.exporter.layers.flow_head import ConditionKeys, TimestepTables, head_step
 from disa.exporter.random_weights import official_config, random_state
-from disa.exporter.xar_config import CLUSTER_TOKENS
-from disa.runtime.bench_report import check_writable, figure, table
+from disa.tables import table
 
-from .records import Record, choose, moment, read_entries, write_entries
-from .timing import CLOCKS, least
+from .records import CLOCKS, Record, choose, least, moment, read_entries, write_entries
 
 KIND = "family_savings"
 TRIES = 3
 FLOWAR_STEPS = 14
-"""Calls of FlowAR-L's head in its last scale, whose nominal count is 15."""
+"""Calls of FlowAR-L's head in its last scale, with a nominal step count of 15."""
 XAR_STEPS = 26
 """Denoising steps of xAR's third cluster of four."""
 PREDICTED, HARMON_STEPS, ITERATIONS, PROMPT_TOKENS = 18, 27, 64, 25
-"""Tokens and steps of Harmon's 32nd AR iteration at 512x512, and an ordinary prompt."""
+"""Tokens and steps of Harmon's 32nd AR iteration at 512x512, and tokens of a usual prompt."""
 HEADINGS = (
     *("model", "computed once", "for", "ms if computed each time", "ms once"),
     *("ms of one in the loop", "share of the loop saved"),
@@ -42,15 +42,15 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Hoisted:
-    """Something that is computed once instead of at every turn of a loop.
+    """A computation that is done once instead of in every turn of a loop.
 
     Attributes:
-        what: its name.
-        loop: what the loop's turns are.
-        turns: how often it would be computed.
+        what: name of the computation.
+        loop: name of the loop.
+        turns: number of turns of the loop.
         each: computes it for one turn.
         once: computes it for all turns.
-        turn: what remains of a turn; None if it is not measured.
+        turn: the rest of a turn; None if it is not measured.
     """
 
     what: str
@@ -62,10 +62,10 @@ class Hoisted:
 
 
 @click.command(cls=DisaCommand)
-@click.option("--only", help="Models to take, such as xar_b; all by default.")
+@click.option("--only", help="Models, such as xar_b; all by default.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
 def main(only: str | None, output: Path | None) -> None:
-    """Time what is computed once outside a loop, and what it would cost inside."""
+    """Measure what is computed once outside a loop, and what it would cost inside."""
     chosen = choose(only, list(MODELS))
     entries: dict[str, Record] = {}
     if output:
@@ -83,7 +83,7 @@ def main(only: str | None, output: Path | None) -> None:
 
 
 def timed(hoisted: Hoisted) -> Record:
-    """The milliseconds of CPU time of something hoisted, as JSON."""
+    """The milliseconds of CPU time of a hoisted computation, as JSON."""
     return {
         "what": hoisted.what,
         "loop": hoisted.loop,
@@ -96,19 +96,19 @@ def timed(hoisted: Hoisted) -> Record:
 
 @cache
 def milliseconds(work: Callable[[], object]) -> float:
-    """The least CPU time of several runs; measured once, since several entries share a turn."""
+    """The least CPU time of several runs; cached, because several entries share a turn."""
     return 1000 * least(work, CLOCKS["cpu"], TRIES)
 
 
 def flowar_hoisted(config: flowar.Config) -> Iterator[Hoisted]:
     """The last and largest scale of a FlowAR model with cross-attention."""
     head = flowar.build(random_state(config), config).flownet
-    tokens, width, steps = 256, config.diffloss_w, FLOWAR_STEPS
+    tokens, width, steps = config.grid**2, config.diffloss_w, FLOWAR_STEPS
     z, x = torch.randn(2, tokens, config.width), torch.randn(tokens, 1, config.vae_embed_dim)
-    positions = torch.arange(tokens) + flowar.POSITIONS - tokens
-    rotary = flowar.scale_rotary(HEAD_DIM)
+    positions = torch.arange(tokens) + config.positions - tokens
+    rotary = flowar.scale_rotary(config, HEAD_DIM)
     tables, keys = TimestepTables(head), ConditionKeys(head)
-    step = CrossHeadStep(head, rotary)
+    step = head_step(head, rotary)
     grid = torch.linspace(1000, 20, steps).round()
     embedding, modulation = tables(grid)
     kept = keys(z, rotary[:, positions]).unflatten(1, (2, 1)).transpose(0, 1)
@@ -148,28 +148,29 @@ def flowar_hoisted(config: flowar.Config) -> Iterator[Hoisted]:
 
 
 def xar_hoisted(config: xar.Config) -> Iterator[Hoisted]:
-    """The third cluster of an xAR model, behind two that are finished."""
+    """The third cluster of an xAR model, after two finished clusters."""
     model = xar.build(random_state(config), config)
     timestep, prefill, head = (
         xar.TimestepModulation(model),
         xar.Prefill(model),
-        xar.Denoise(model),
+        xar.head_step(model),
     )
-    steps, channels, past = XAR_STEPS, config.vae_embed_dim, 2 * CLUSTER_TOKENS
+    steps, channels, tokens = XAR_STEPS, config.vae_embed_dim, config.cluster_tokens
+    past = 2 * tokens
     heads, channels_of_head = config.encoder_num_heads, config.width // config.encoder_num_heads
-    x, finished = torch.randn(CLUSTER_TOKENS, 1, channels), torch.randn(past, 1, channels)
+    x, finished = torch.randn(tokens, 1, channels), torch.randn(past, 1, channels)
     both = torch.tensor([207, config.class_num])
     times = torch.linspace(1000, 40, steps).round()
     modulation = timestep(times[:1].expand(2), both).unsqueeze(1)
-    places = torch.arange(past + CLUSTER_TOKENS)
+    places = torch.arange(past + tokens)
 
-    def cache(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (2, 1, heads, tokens, channels_of_head)
+    def cache(finished: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (2, 1, heads, finished, channels_of_head)
         depths = (config.encoder_depth, config.decoder_depth)
         encoder, decoder = (torch.randn(2 * depth, *shape) for depth in depths)
         return encoder, decoder
 
-    none, one, two = cache(0), cache(CLUSTER_TOKENS), cache(past)
+    none, one, two = cache(0), cache(tokens), cache(past)
 
     def denoise() -> object:
         index, scale = torch.zeros(1, dtype=torch.int64), torch.full((1,), 2.0)
@@ -190,7 +191,7 @@ def xar_hoisted(config: xar.Config) -> Iterator[Hoisted]:
         loop,
         steps,
         lambda: prefill(finished, places[:past], modulation, *none),
-        lambda: prefill(finished[CLUSTER_TOKENS:], places[CLUSTER_TOKENS:past], modulation, *one),
+        lambda: prefill(finished[tokens:], places[tokens:past], modulation, *one),
         denoise,
     )
 
@@ -201,7 +202,7 @@ def harmon_hoisted(config: harmon.Config) -> Iterator[Hoisted]:
     head, half, steps = model.mar.head, config.mar, HARMON_STEPS
     rows = 2 * PREDICTED
     z, times = torch.randn(rows, half.decoder_embed_dim), torch.linspace(0, 950, steps)
-    step, x = HeadStep(head), torch.randn(PREDICTED, half.channels)
+    step, x = diffusion_step(head), torch.randn(PREDICTED, half.channels)
     condition = head.cond_embed(z).unflatten(0, (2, PREDICTED))
     embedding = head.time_embed(times)
 
@@ -253,7 +254,7 @@ def hoisted_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _share(found: Mapping[str, Any]) -> str:
-    """What is saved of the time that the loop would take."""
+    """The share of the loop's time that hoisting saves."""
     if found["turn"] is None:
         return "-"
     inside = found["turns"] * (found["turn"] + found["each"])

@@ -2,11 +2,12 @@
 
 python -m benchmarks.gpu_check -o gpu.json --wheels FOLDER
 
-Needs PyTorch, onnx and onnxscript; disa need not be installed. What else is wanted (click, tqdm,
-onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) may lie as wheels in a folder, whole or cut
-into pieces named NAME.whl.00, NAME.whl.01 and so on. Every part runs in a process of its own and
-reports line by line, so one that crashes or hangs takes nothing with it; the most valuable parts
-come first, and plans that later ones need are exported beside them. Exit code 1 if a check failed.
+It needs PyTorch, onnx and onnxscript; disa need not be installed. Other packages (click, tqdm,
+onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) can be installed from wheels in a folder,
+whole or split into NAME.whl.00, NAME.whl.01 and so on. Every part runs in its own process and
+reports each result at once, so a part that crashes or hangs does not affect the others. The most
+important parts run first, while the plans of later parts are exported. The exit code is 1 if a
+check failed.
 """
 
 import argparse
@@ -26,28 +27,33 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = "site"
-"""The folder that wheels are installed into."""
+"""Name of the folder that wheels are installed into."""
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
 SIZES = ("mar_b", "mar_l", "mar_h")
 FAMILIES = ("mar_patch2", "flowar_s", "xar", "harmon")
 TARGETS = (("mar_b", 1, 10.0), ("mar_b", 64, 2.5))
-"""How many times faster than eager PyTorch the best engine should be: size, batch, times."""
+"""Size, batch size, and the expected speed of the best engine relative to eager PyTorch."""
 HEAD_TARGET = 2.0
-"""How many times the time that the memory needs a head step at batch 1 may take."""
+"""Largest time of a head step at batch size 1, relative to the floor."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is checked or measured; see `benchmarks.gpu_part`."""
+    """A part of the check; see `benchmarks.gpu.part`.
+
+    Attributes:
+        name: name in the record.
+        arguments: arguments of `benchmarks.gpu.part`.
+        seconds: time limit.
+        engine: the engine that it runs; if it cannot be used, the part is left out.
+        plan: file name of the plan that it needs, which `EXPORTS` writes.
+    """
 
     name: str
     arguments: tuple[str, ...]
     seconds: float
-    """When to stop it, if there is still so much time."""
     engine: str = ""
-    """What it is about; once that cannot be used, the part is left out."""
     plan: str = ""
-    """The file that `EXPORTS` makes for it."""
 
 
 def golden_plan(model: str, precision: str) -> str:
@@ -61,15 +67,14 @@ def random_plan(size: str, precision: str) -> str:
 
 
 EXPORTS = Part("exports", ("exports", ",".join(SIZES), ",".join(FAMILIES)), 600)
-"""Goes on beside the others: exporting keeps one core busy for minutes, and no GPU."""
+"""Runs beside the other parts: exporting takes minutes on one core and needs no GPU."""
 
 
 def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
-    """All parts, those worth most first."""
+    """All parts, the most important ones first."""
     if quick:
         return [
             Part("machine", ("machine",), 120),
-            Part("refusals", ("refusals",), 240),
             Part("checks cpu", ("checks", "cpu", "fp32", "mar"), 240),
             Part("tiny cpu", ("engine", "tiny", "cpu"), 120),
             Part("tiny eager", ("eager", "tiny"), 120),
@@ -80,8 +85,6 @@ def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
         plan = random_plan(size, "fp16")
         found += [Part(f"{size} {e}", ("engine", size, e), 120, e, plan) for e in engines]
         found.append(Part(f"{size} eager", ("eager", size), 120))
-        if size == SIZES[0]:
-            found.append(Part("refusals", ("refusals",), 60))
     found += [Part(f"{size} compile", ("compile", size), 100) for size in SIZES[:1]]
     others, last = ",".join(FAMILIES), golden_plan(FAMILIES[-1], "fp32")
     found += [Part(f"families {e}", ("checks", e, "fp32", others), 120, e, last) for e in engines]
@@ -90,7 +93,7 @@ def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What parts run in: installed wheels before all else, and this tree, importable as disa."""
+    """The environment variables of parts: installed wheels and this tree are importable."""
     package = folder / "package" / "disa"
     package.mkdir(parents=True)
     sources = [*(ROOT / "src" / "disa").iterdir()]
@@ -104,9 +107,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def install(wheels: Path, folder: Path) -> dict[str, str]:
-    """Install wheels without a network, after putting those in pieces together.
+    """Install wheels without a network, after joining split ones.
 
-    Returns for each what pip said of it, "done" if nothing.
+    Returns:
+        For each wheel "done", or pip's error message.
     """
     whole = folder / "wheels"
     whole.mkdir()
@@ -117,7 +121,7 @@ def install(wheels: Path, folder: Path) -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     command += ["--no-compile", "--target", str(folder / SITE)]
     outcomes = {}
-    # One at a time: pip installs none of several if it refuses one.
+    # They are installed one by one, because pip installs none of several if it refuses one.
     for path in sorted(whole.glob("*.whl")):
         ended = subprocess.run([*command, str(path)], capture_output=True, text=True)
         outcomes[path.name] = _ending(ended.returncode, ended.stderr)
@@ -125,31 +129,38 @@ def install(wheels: Path, folder: Path) -> dict[str, str]:
     return outcomes
 
 
-def _ending(code: int, said: str) -> str:
-    # There may be no second run, so what was said last is kept with the way there.
-    return "done" if code == 0 else f"ended with {code}: {said.strip()[-3000:] or 'no words'}"
+def _ending(code: int, errors: str) -> str:
+    # There may be no second run, so the record contains the end of the error output.
+    return "done" if code == 0 else f"ended with {code}: {errors.strip()[-3000:] or 'no message'}"
 
 
-class Check:
-    """Runs the parts and keeps what they report."""
+class GpuCheck:
+    """Runs the parts and collects their results.
+
+    Args:
+        device: "cuda" or "cpu".
+        minutes: time limit of all parts.
+        output: file of the record.
+        folder: for plans and results of the parts.
+    """
 
     def __init__(self, device: str, minutes: float, output: Path, folder: Path) -> None:
         self.device, self.output, self.folder = device, output, folder
-        self.began = time.monotonic()
-        self.end = self.began + 60 * minutes
-        self.program = [sys.executable, "-m", "benchmarks.gpu_part"]
+        self.start = time.monotonic()
+        self.end = self.start + 60 * minutes
+        self.program = [sys.executable, "-m", "benchmarks.gpu.part"]
         self.lines: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
         self.exports: subprocess.Popen[bytes] | None = None
 
     def install(self, wheels: Path) -> None:
-        """Install wheels; one that cannot be is told, and the parts do without it."""
+        """Install wheels; one that cannot be installed is reported, and the parts run anyway."""
         for name, outcome in install(wheels, self.folder).items():
             self._ended(f"wheel {name}", outcome, time.monotonic())
 
     def run(self, part: Part, settings: dict[str, str]) -> None:
-        """Run a part for as long as there is time, and write all that is known."""
-        began = time.monotonic()
+        """Run a part within its time limit, and write the record."""
+        start = time.monotonic()
         unusable = {line["engine"] for line in self.lines if line["kind"] == "unusable"}
         if part.engine in unusable:
             outcome = f"left out: {part.engine} cannot be used"
@@ -159,23 +170,23 @@ class Check:
             self._await_plan(part)
             process = self._begin(part, settings)
             outcome = self._end(part, process, self._seconds(part))
-        self._ended(part.name, outcome, began)
+        self._ended(part.name, outcome, start)
 
     def begin_exports(self, settings: dict[str, str]) -> None:
         """Export plans while parts run."""
         self.exports = self._begin(EXPORTS, settings)
 
     def end_exports(self) -> None:
-        """Stop exporting, if it still goes on."""
+        """Stop exporting, if it is still running."""
         if self.exports is not None:
             outcome = self._end(EXPORTS, self.exports, 0)
-            self._ended(EXPORTS.name, outcome, self.began)
+            self._ended(EXPORTS.name, outcome, self.start)
 
     def _seconds(self, part: Part) -> float:
         return min(part.seconds, self.end - time.monotonic())
 
     def _await_plan(self, part: Part) -> None:
-        """Wait until the plan of a part is exported; if it is not, the part does it itself."""
+        """Wait until the plan of a part is exported; otherwise the part itself exports it."""
         if self.exports is None or not part.plan:
             return
         until = time.monotonic() + self._seconds(part)
@@ -189,10 +200,10 @@ class Check:
         command += ["--device", self.device, "--folder", str(self.folder)]
         command += ["--lines", str(self._file(part, "jsonl"))]
         command += ["--seconds", f"{self._seconds(part) - 3:.0f}"]
-        # A file and no pipe, and a group: what a part leaves running holds nothing up.
-        with self._file(part, "txt").open("wb") as said:
+        # With a file instead of a pipe, and a process group, child processes cannot block the end.
+        with self._file(part, "txt").open("wb") as errors:
             return subprocess.Popen(
-                command, env=settings, cwd=ROOT, stderr=said, start_new_session=True
+                command, env=settings, cwd=ROOT, stderr=errors, start_new_session=True
             )
 
     def _end(self, part: Part, process: subprocess.Popen[bytes], seconds: float) -> str:
@@ -200,14 +211,14 @@ class Check:
             code = process.wait(seconds)
             outcome = _ending(code, self._file(part, "txt").read_text(errors="replace"))
         except subprocess.TimeoutExpired:
-            outcome = "stopped: its time was up"
+            outcome = "stopped: time limit"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         lines = self._file(part, "jsonl")
         if lines.exists():
-            # The last line of a part that was stopped may be cut short.
+            # The last line of a part that was stopped may be incomplete.
             whole = lines.read_text().rpartition("\n")[0]
             self.lines += [json.loads(line) for line in whole.splitlines()]
         return outcome
@@ -215,59 +226,59 @@ class Check:
     def _file(self, part: Part, suffix: str) -> Path:
         return self.folder / f"{part.name.replace(' ', '-')}.{suffix}"
 
-    def _ended(self, name: str, outcome: str, began: float) -> None:
-        took = round(time.monotonic() - began, 1)
+    def _ended(self, name: str, outcome: str, start: float) -> None:
+        took = round(time.monotonic() - start, 1)
         self.parts.append({"part": name, "outcome": outcome, "seconds": took})
         if outcome != "done":
             say(f"{name}: {outcome}")
         self.write()
 
     def write(self) -> dict[str, Any]:
-        """Everything that is known so far, as it is written."""
-        kinds = ("about", "refusal", "check", "unusable", "machine", "floor", "speed", "failure")
-        kept = {
-            kind: [_without(line) for line in self.lines if line["kind"] == kind] for kind in kinds
+        """Write the record of all results so far; returns it."""
+        kinds = ("about", "check", "unusable", "machine", "floor", "speed", "failure")
+        results = {
+            kind: [_without_kind(line) for line in self.lines if line["kind"] == kind]
+            for kind in kinds
         }
-        checks = kept["check"]
-        # A part that checks and does not come to its end may have failed there.
-        cut_short = any(
+        checks = results["check"]
+        # A part with checks that did not finish counts as failed.
+        incomplete = any(
             part["part"].startswith(("checks", "families"))
             and part["outcome"].startswith(("ended", "stopped"))
             for part in self.parts
         )
         result = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **(kept["about"][0] if kept["about"] else {}),
+            **(results["about"][0] if results["about"] else {}),
             "parts": self.parts,
-            "tensorrt-rtx says": {line["question"]: line["answer"] for line in kept["refusal"]},
-            "unusable": {line["engine"]: line["reason"] for line in kept["unusable"]},
+            "unusable": {line["engine"]: line["reason"] for line in results["unusable"]},
             "checks": checks,
-            "passed": bool(checks) and not cut_short and all(check["passed"] for check in checks),
-            "machine": kept["machine"][0] if kept["machine"] else None,
+            "passed": bool(checks) and not incomplete and all(check["passed"] for check in checks),
+            "machine": results["machine"][0] if results["machine"] else None,
             "floors": [
                 floor
-                for index, floor in enumerate(kept["floor"])
-                if floor not in kept["floor"][:index]
+                for index, floor in enumerate(results["floor"])
+                if floor not in results["floor"][:index]
             ],
-            "speeds": kept["speed"],
-            "failures": kept["failure"],
-            "targets": targets(kept["speed"], kept["floor"]),
+            "speeds": results["speed"],
+            "failures": results["failure"],
+            "targets": targets(results["speed"], results["floor"]),
         }
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        kept_aside = self.output.with_name(f".{self.output.name}")
-        kept_aside.write_text(json.dumps(result, indent=1) + "\n")
-        kept_aside.replace(self.output)
+        partial = self.output.with_name(f".{self.output.name}")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(self.output)
         return result
 
 
-def _without(line: dict[str, Any]) -> dict[str, Any]:
+def _without_kind(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name != "kind"}
 
 
 def targets(
     speeds: Sequence[dict[str, Any]], floors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What was aimed at, and what was reached; `reached` is None where it was not measured."""
+    """The targets with the measured values; `reached` is None if it was not measured."""
     found = []
     for size, batch, wanted in TARGETS:
         here = [s for s in speeds if (s["size"], s["batch"]) == (size, batch)]
@@ -289,19 +300,19 @@ def targets(
 
 
 def say(text: str) -> None:
-    """Print at once: a run that is cut off has told what it knew."""
+    """Print without buffering, so that nothing is lost if the run is stopped."""
     print(text, flush=True)
 
 
 def main() -> None:
-    """The command line. No package is needed here that a wheel may bring."""
+    """The command line; it imports no package that a wheel may install."""
     arguments = parser().parse_args()
     if arguments.device == "cpu" and not arguments.quick:
         sys.exit("without a GPU only --quick makes sense")
     with tempfile.TemporaryDirectory(prefix="disa-gpu-", ignore_cleanup_errors=True) as folder:
-        # The time to install counts too.
-        check = Check(arguments.device, arguments.minutes, arguments.output, Path(folder))
-        # A place that cannot be written to is to be known before ten minutes have gone.
+        # The time limit includes the installation.
+        check = GpuCheck(arguments.device, arguments.minutes, arguments.output, Path(folder))
+        # If the record cannot be written, that should be known at once.
         check.write()
         if arguments.wheels is not None:
             check.install(arguments.wheels)
@@ -310,9 +321,9 @@ def main() -> None:
             check.begin_exports(settings)
         try:
             for part in parts_of(arguments.quick, arguments.engines.split(",")):
-                # What the machine can do is part of every record.
-                wanted = any(word in part.name for word in arguments.parts.split(","))
-                if wanted or part.name == "machine":
+                # Every record describes the machine.
+                selected = any(word in part.name for word in arguments.parts.split(","))
+                if selected or part.name == "machine":
                     check.run(part, settings)
         finally:
             check.end_exports()
@@ -332,8 +343,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to run")
-    made.add_argument("--quick", action="store_true", help="a tiny model, to try the script")
-    made.add_argument("--minutes", type=float, default=9.0, help="time to keep within")
+    made.add_argument("--quick", action="store_true", help="use a tiny model, to test the script")
+    made.add_argument("--minutes", type=float, default=9.0, help="time limit of all parts")
     made.add_argument("--engines", default=",".join(ENGINES), help="what to check and measure")
     made.add_argument("--parts", default="", help="only parts with one of these in their names")
     made.add_argument("--wheels", type=Path, help="folder of packages to install, see above")

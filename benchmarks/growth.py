@@ -1,10 +1,10 @@
-"""Times how the cost of drawing grows: with images, AR iterations, denoising steps and tokens.
+"""Times how the cost of generation grows: with images, AR iterations, denoising steps and tokens.
 
     python -m benchmarks.growth --json benchmarks/results/growth.json
 
-A small MAR with random weights is drawn at one point, and at others that differ from it in one
-quantity. Beside the time stands the work, the operations of the matrix products: where time grows
-like work the rate stays, and where it grows faster the rate falls.
+Images of a small MAR with random weights are generated at one point, and at others that differ from
+it in one quantity. The work is reported beside the time: the floating-point operations of all
+matmuls. Where time grows like work, the rate is constant; where it grows faster, the rate falls.
 """
 
 import tempfile
@@ -15,15 +15,18 @@ from typing import Any
 
 import click
 
-from disa.cli import DisaCommand, progress_bar
-from disa.exporter.mar_config import Config
-from disa.runtime.bench_measure import measure
-from disa.runtime.bench_report import check_writable, figure, table, write_record
-from disa.runtime.bench_variant import Variant
+from disa.bench.measure import measure
+from disa.bench.report import check_writable, figure, write_record
+from disa.bench.variant import Variant
+from disa.commands.command import DisaCommand
+from disa.exporter.families.configs.mar import MARConfig
+from disa.progress import progress_bar
+from disa.runtime.stats import LOOP_PARTS
+from disa.tables import table
 
 from .random_plan import write_plan
 
-BASE = Config(
+BASE = MARConfig(
     img_size=128,
     vae_stride=16,
     patch_size=1,
@@ -48,12 +51,13 @@ AXES: Mapping[str, Sequence[int]] = {
     "tokens": (16, 64, 144, 256),
 }
 TITLES = {
-    "batch_size": "images drawn together",
+    "batch_size": "images of a batch",
     "iterations": "AR iterations",
     "steps": "denoising steps",
     "tokens": "tokens of an image",
 }
-HEADINGS = ("of", "", "s/batch", "GFLOP", "GFLOP/s", "backbone s", "head s", "host s")
+TIMED = (*LOOP_PARTS, "host")
+HEADINGS = ("of", "", "s/batch", "GFLOP", "GFLOP/s", *(f"{part} s" for part in TIMED))
 
 
 @click.command(cls=DisaCommand)
@@ -61,13 +65,13 @@ HEADINGS = ("of", "", "s/batch", "GFLOP", "GFLOP/s", "backbone s", "head s", "ho
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option("--json", "output", type=click.Path(path_type=Path))
 def main(repeat: int, threads: int | None, output: Path | None) -> None:
-    """Time how the cost of drawing grows."""
+    """Time how the cost of generation grows."""
     if output:
         check_writable(output)
-    draws = sum(map(len, AXES.values())) * (repeat + 1)
+    batches = sum(map(len, AXES.values())) * (repeat + 1)
     with (
         tempfile.TemporaryDirectory() as folder,
-        progress_bar(draws, "measuring", "batch") as advance,
+        progress_bar(batches, "measuring", "batch") as advance,
     ):
         record = grow(Path(folder), AXES, repeat, threads, advance)
     if output:
@@ -82,9 +86,10 @@ def grow(
     threads: int | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
-    """Draw at every point of every axis, and say what a batch took, as JSON.
+    """Generate a batch at every point of every axis, and return its cost as JSON.
 
-    folder: where plans are written for a while.
+    Args:
+        folder: for plans that are needed for a short time only.
     """
     record: dict[str, Any] = {"kind": "growth", "repeat": repeat, "threads": threads, "axes": {}}
     for tokens, points in _by_plan(axes):
@@ -101,7 +106,7 @@ def grow(
 
 
 def _by_plan(axes: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    """Points that share a plan: all but those on the axis of tokens have the base's."""
+    """Points that share a plan: all except those on the axis of tokens use that of `BASE`."""
     base = (BASE.img_size // BASE.vae_stride) ** 2
     same = [(axis, value) for axis, values in axes.items() for value in values if axis != "tokens"]
     if same:
@@ -112,7 +117,7 @@ def _by_plan(axes: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, list[tupl
 
 def _variant(point: Mapping[str, int]) -> Variant:
     options = {
-        "iterations": point["iterations"],
+        "num_iterations": point["iterations"],
         "steps": str(point["steps"]),
         "strategy": "constant",
     }
@@ -120,7 +125,7 @@ def _variant(point: Mapping[str, int]) -> Variant:
 
 
 def _entry(value: int, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a batch took, from what an image took."""
+    """The cost of a batch, from the cost of an image."""
     batch, parts = entry["batch_size"], entry["parts"]
     return {
         "value": value,
@@ -139,7 +144,7 @@ def growth_rows(record: Mapping[str, Any]) -> list[list[str]]:
             figure(entry["seconds"]),
             figure(entry["flops"] / 1e9),
             figure(entry["flops"] / 1e9 / entry["seconds"]),
-            *(figure(entry["parts"][part]) for part in ("backbone", "head", "host")),
+            *(figure(entry["parts"][part]) for part in TIMED),
         ]
         for axis, entries in record["axes"].items()
         for entry in entries
@@ -147,7 +152,7 @@ def growth_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def draw_growth(record: Mapping[str, Any], path: Path) -> None:
-    """A panel for each quantity: seconds, and what they would be if they grew like the work."""
+    """Plot seconds against each quantity, and the seconds that the best rate would give."""
     import matplotlib
 
     matplotlib.use("Agg")

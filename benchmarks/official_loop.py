@@ -1,43 +1,64 @@
-"""Times a plan against the original way of computing MAR: same weights, schedule and noise.
+"""Times plans against the loops of the official code: same weights, schedule and noise.
 
-    python -m benchmarks.official_loop --shapes mar_b --every 8 --json official.json
+    python -m benchmarks.official_loop --shapes mar_b --every 32 --json official.json
+    python -m benchmarks.official_loop --shapes mar_b --at 32 --rounds 5 --batch-size 8
+    python -m benchmarks.official_loop --shapes harmon_0_5b --every 32 --rounds 3
+    python -m benchmarks.official_loop --shapes flowar_s --engine openvino:fp32,openvino
+    python -m benchmarks.official_loop --shapes mar_b --plan mar_b.plan --refresh 9:5 --every 32
 
-Each AR iteration that is measured is run by every contender in turn, so that the ratios hold on
-a machine that is not quiet. With --every N only each Nth iteration and the last are run, from
-random tokens, whose values make no difference to the time; the whole image is then the sum over
-all iterations, with backbone calls and denoising steps in between interpolated. The VAE is the
-same for all and left out.
+The original way runs in fp32 and under bf16 autocast, in MAR each as it is and through
+torch.compile. Each AR iteration of MAR and Harmon that is measured is run by every contender in
+turn, so that the ratios hold on a machine that is not quiet. With --every N only each Nth
+iteration and the last are run, from random tokens, whose values make no difference to the time;
+the whole image is then the sum over all iterations, with backbone calls and denoising steps in
+between interpolated. --at measures some iterations only and says nothing about the image. A race
+with --json that was interrupted goes on where it stopped. FlowAR and xAR draw whole images in
+turn. The VAE is the same for all and left out.
 """
 
-import time
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
+from click.core import ParameterSource
 
-from disa.cli import DisaCommand, progress_bar
+from disa.bench.machine import describe_versions, processor_name
+from disa.bench.report import check_writable, write_record
+from disa.bench.work import count_work
+from disa.commands.command import DisaCommand
 from disa.engines.cpu import physical_cores
-from disa.exporter.checkpoint import open_checkpoint
-from disa.exporter.mar_config import configure, official_config
-from disa.exporter.random_weights import random_plan, random_state
-from disa.runtime.bench_report import check_writable, figure, table, write_record
-from disa.runtime.bench_work import count_work
-from disa.runtime.masked import prediction_counts
-from disa.runtime.noise import PhiloxNoise
+from disa.engines.plan.traits import Role
+from disa.errors import InvalidRequest
+from disa.exporter.checkpoints.checkpoint import open_checkpoint
+from disa.exporter.families import flowar, harmon, xar
+from disa.exporter.families.configs.mar import MARConfig, configure
+from disa.exporter.random_weights import official_config, random_plan, random_state
+from disa.runtime.families.masked.harmon import HarmonOptions, parse_size
+from disa.runtime.families.masked.options import MaskedOptions
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.settings import Settings
 
-from .contenders import Contender, Lap, Official, Plans, State
-from .official_model import OfficialMAR
-from .rates import matrix_rates
-from .records import moment, new_record
-from .timing import CLOCKS
-
-FP32, BF16 = "official fp32", "official bf16 autocast"
+from .official.contenders import (
+    BF16,
+    COMPILED,
+    FP32,
+    Contender,
+    Official,
+    Plans,
+    class_labels,
+    session_of,
+)
+from .official.flow import FlowARLoop, OfficialImage, PlanImage, XARLoop, race_images
+from .official.harmon import PROMPT, OfficialHarmon
+from .official.mar import OfficialMAR
+from .official.race import Progress, race
+from .official.rates import matrix_rates
+from .official.remembering import Remembering
+from .official.tables import summary
+from .records import CLOCKS, Clock
 
 
 @click.command(cls=DisaCommand)
@@ -50,7 +71,17 @@ FP32, BF16 = "official fp32", "official bf16 autocast"
     multiple=True,
     help="Their plan, and others of the same weights; an fp32 one is made if none is given.",
 )
-@click.option("--engine", default="cpu", show_default=True, help="cpu, openvino; several: cpu,...")
+@click.option(
+    "--engine",
+    "engines",
+    default="cpu",
+    show_default=True,
+    help="cpu, openvino; several: cpu,openvino:fp32,openvino. :fp32 keeps an fp32 plan to it.",
+)
+@click.option("--compiled/--no-compiled", default=True, show_default=True, help="torch.compile.")
+@click.option(
+    "--refresh", help="Plans with a cached backbone also with these full passes: 9:5, or a list."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--iterations", type=click.IntRange(1))
 @click.option("--steps")
@@ -64,12 +95,16 @@ FP32, BF16 = "official fp32", "official bf16 autocast"
     help="What is counted; cpu with --threads 1 on a machine that others use too.",
 )
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--at", help="AR iterations to measure instead, from 0: 32, or 0,32,63.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path))
 def main(
     shapes: str | None,
     checkpoint: Path | None,
     plans: tuple[Path, ...],
-    engine: str,
+    engines: str,
+    compiled: bool,
+    refresh: str | None,
     batch_size: int,
     iterations: int | None,
     steps: str | None,
@@ -77,14 +112,18 @@ def main(
     threads: int | None,
     clock: str,
     every: int,
+    at: str | None,
+    rounds: int,
     output: Path | None,
 ) -> None:
-    """Time a plan against the original way of computing MAR."""
+    """Time plans against the loops of the official code."""
     if output:
         check_writable(output)
+    state: Mapping[str, torch.Tensor]
     if shapes:
-        config, state = official_config(shapes), random_state(official_config(shapes))
-        plans = plans or (random_plan(shapes),)
+        shapes = official_name(shapes)
+        config, plans = official_config(shapes), plans or (random_plan(shapes),)
+        state = random_state(config)
     elif checkpoint and plans:
         opened = open_checkpoint(checkpoint)
         config, state = configure(opened.state, None, opened.args), dict(opened.state)
@@ -92,187 +131,182 @@ def main(
         raise click.UsageError("give --shapes, or --checkpoint and --plan")
     torch.set_num_threads(threads or physical_cores())
     ticks = CLOCKS[clock]
-    model = OfficialMAR(config)
-    model.load_state_dict(state)
-    model.eval()
-    contenders: list[Contender] = [
-        Official(FP32, model, clock=ticks),
-        Official(BF16, model, torch.bfloat16, ticks),
-    ]
-    pipe = None
-    for plan, name in product(plans, engine.split(",")):
-        pipe = Pipeline.from_plan(plan, name, threads=threads)
-        precision = pipe.plan.manifest.precision
-        label = f"disa {name}" + ("" if precision == "fp32" else f" {precision}")
-        contenders.append(Plans(label, pipe.sessions, config.class_num, ticks))
-    assert pipe is not None
-    settings = pipe.settings(iterations=iterations, steps=steps, strategy=strategy)
-    assert isinstance(settings, Settings)
+    pipes = open_plans(plans, engines.split(","), threads)
+    if refresh:
+        check_refresh(pipes, clock)
+    pipe = next(iter(pipes.values()))
+    options = pipe.options(num_iterations=iterations, steps=steps, strategy=strategy)
+    command = command_line()
     # The clock of the processor changes, so the rates stand before and behind what they bound.
     before = matrix_rates(threads, ticks)
-    record = race(contenders, settings, config.tokens, config.channels, batch_size, every)
+    if isinstance(options, MaskedOptions):
+        contenders, count, channels = masked(config, state, compiled, ticks, options)
+        conditions: Sequence[Any] = class_labels(batch_size)
+        if isinstance(config, harmon.Config):
+            conditions = [PROMPT] * batch_size
+        contenders += [
+            Plans(name, each, options, conditions, ticks) for name, each in pipes.items()
+        ]
+        contenders += [
+            Remembering(name, each, options, conditions, refresh)
+            for name, each in pipes.items()
+            if refresh and remembers(each)
+        ]
+        question = {
+            "contenders": [contender.name for contender in contenders],
+            "command": command,
+            "processor": processor_name(),
+            "versions": {**describe_versions(), "torch": torch.__version__},
+        }
+        progress = Progress(output, question)
+        chosen = chosen_iterations(options.num_iterations, every, at)
+        record = race(contenders, options, count, channels, batch_size, chosen, rounds, progress)
+    else:
+        if clock != "wall" or at is not None or every > 1:
+            raise InvalidRequest(
+                "whole images of this family are timed by the wall clock: leave out --clock, --at "
+                "and --every"
+            )
+        progress = Progress(None, {})
+        images = [PlanImage(name, each) for name, each in pipes.items()]
+        record = race_images(flow_officials(config, state), images, options, batch_size, rounds)
     after = matrix_rates(threads, ticks)
     record["clock"], record["threads"] = clock, torch.get_num_threads()
     record["shapes"] = shapes or pipe.plan.manifest.name
-    work = count_work(pipe.plan, settings, 1, "fp32")
-    assert work is not None
-    record["flops_an_image"] = work.flops
+    record["command"] = command
+    work = count_work(pipe.plan, options, 1, "fp32")
+    if work is not None:
+        record["flops_an_image"] = work.flops
     record["rates"] = {precision: max(before[precision], after[precision]) for precision in before}
     if output:
         write_record(record, output)
+    progress.finish()
     click.echo(summary(record))
 
 
-def race(
-    contenders: Sequence[Contender],
-    settings: Settings,
-    tokens: int,
-    channels: int,
-    batch: int,
-    every: int,
-) -> dict[str, Any]:
-    """Time every contender on the same iterations, and say what an image takes, as JSON."""
-    record, start = new_record("official_loop"), time.perf_counter()
-    measured = sorted({*range(0, settings.iterations, every), settings.iterations - 1})
-    laps: dict[str, list[Lap]] = {contender.name: [] for contender in contenders}
-    differences = {contender.name: 0.0 for contender in contenders}
-    noise = PhiloxNoise(0, range(batch))
-    known = np.random.default_rng(0).standard_normal((tokens, batch, channels), np.float32)
-    with progress_bar(len(measured) + 1, "racing", "iteration") as advance:
-        for turn, index in enumerate([measured[-1], *measured]):
-            state = state_of(settings, index, known, noise, tokens)
-            round_of = {contender.name: contender.run(state) for contender in contenders}
-            advance(1)
-            if turn == 0:
-                continue  # A warm-up.
-            first = round_of[contenders[0].name].sampled
-            for name, lap in round_of.items():
-                laps[name].append(lap)
-                difference = float(np.abs(lap.sampled - first).max() / np.abs(first).max())
-                differences[name] = max(differences[name], difference)
-            done = len(state.tokens)
-            known[done : done + state.count] = first.reshape(state.count, batch, channels)
-    steps = [len(settings.table(index)) for index in range(settings.iterations)]
-    results = {
-        name: {**whole(measured, taken, steps, batch), "difference": differences[name]}
-        for name, taken in laps.items()
-    }
-    record["machine"]["load_after"] = moment()["load"]
-    return record | {
-        "batch_size": batch,
-        "iterations": settings.iterations,
-        "schedule": str(settings.schedule),
-        "guided": settings.guided,
-        "every": every,
-        "measured": measured,
-        "contenders": results,
-        "seconds": time.perf_counter() - start,
-    }
+def remembers(pipe: Pipeline) -> bool:
+    """Whether a plan has a cached backbone."""
+    return bool(pipe.plan.manifest.with_role(Role.REUSE))
 
 
-def state_of(
-    settings: Settings, index: int, known: np.ndarray, noise: PhiloxNoise, tokens: int
-) -> State:
-    """The state that AR iteration `index` starts from, given all tokens so far."""
-    counts = prediction_counts(tokens, settings.iterations)
-    visible, count = sum(counts[:index]), counts[index]
-    table, batch = settings.table(index), known.shape[1]
-    draws = noise.gaussian(index, 1 + len(table), (count, batch, known.shape[2]))
-    return State(
-        index=index,
-        tokens=known[:visible],
-        positions=noise.order(tokens),
-        count=count,
-        labels=np.arange(batch, dtype=np.int64) % 2,
-        table=table,
-        scale=settings.guidance(min(visible + count, tokens - 1), tokens),
-        guided=settings.guided,
-        noise=draws.reshape(1 + len(table), count * batch, known.shape[2]),
-    )
+def check_refresh(pipes: Mapping[str, Pipeline], clock: str) -> None:
+    """Refuse --refresh where it would have no effect, or no meaning.
 
-
-def whole(
-    measured: Sequence[int], laps: Sequence[Lap], steps: Sequence[int], batch: int
-) -> dict[str, Any]:
-    """Seconds an image from the measured iterations; those in between are interpolated.
-
-    steps: denoising steps of every iteration.
+    Raises:
+        InvalidRequest: no plan has a cached backbone, or the clock is another one than that of the
+            pipeline, which times the parts of an AR iteration.
     """
-    every = np.arange(len(steps))
-    backbone = np.array([lap.backbone_seconds for lap in laps])
-    step = np.array(
-        [lap.head_seconds / steps[index] for index, lap in zip(measured, laps, strict=True)]
-    )
-    in_backbone = float(np.interp(every, measured, backbone).sum()) / batch
-    in_head = float((np.interp(every, measured, step) * steps).sum()) / batch
-    return {
-        "seconds_an_image": in_backbone + in_head,
-        "backbone_seconds_an_image": in_backbone,
-        "head_seconds_an_image": in_head,
-        "backbone_seconds_a_call": backbone.tolist(),
-        "head_seconds_a_step": step.tolist(),
-    }
+    if not any(map(remembers, pipes.values())):
+        raise InvalidRequest(
+            "--refresh: no plan has a cached backbone: make one with "
+            "python -m benchmarks.random_plan mar_b --cached-backbone -o mar_b.plan"
+        )
+    if clock != "wall":
+        raise InvalidRequest(f"--refresh is timed by the wall clock: leave out --clock {clock}")
 
 
-HEADINGS = (
-    *("contender", "s/image", "backbone", "head", "ms/backbone call", "ms/head step"),
-    *("against fp32", "against bf16", "difference"),
-)
+def official_name(shapes: str) -> str:
+    """The name of an official size; its point may be written as in a file's name."""
+    return shapes.replace("_0_5b", "_0.5b").replace("_1_5b", "_1.5b")
 
 
-def race_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of a record's contenders under HEADINGS; calls and steps are medians."""
-    results = record["contenders"]
-    baseline, autocast = (results[name]["seconds_an_image"] for name in (FP32, BF16))
+def masked(
+    config: Any,
+    state: Mapping[str, torch.Tensor],
+    compiled: bool,
+    clock: Clock,
+    options: MaskedOptions,
+) -> tuple[list[Contender], int, int]:
+    """The official contenders of MAR or Harmon, and the tokens of an image and their channels."""
+    if not isinstance(config, harmon.Config):
+        return [*officials(config, state, compiled, clock)], config.tokens, config.channels
+    assert isinstance(options, HarmonOptions)
+    half = config.mar
+    sides = parse_size(options.size, half.vae_stride * half.patch_size)
+    model = OfficialHarmon(harmon.build(state, config, "random weights"), *sides).eval()
+    ways: list[Contender] = [
+        Official(name, model, dtype, clock)
+        for name, dtype in ((FP32, None), (BF16, torch.bfloat16))
+    ]
+    return ways, sides[0] * sides[1], half.channels
+
+
+def flow_officials(config: Any, state: Mapping[str, torch.Tensor]) -> list[OfficialImage]:
+    """FlowAR or xAR in fp32 and in bf16."""
+    loop: FlowARLoop | XARLoop
+    if isinstance(config, flowar.Config):
+        loop = FlowARLoop(flowar.build(state, config))
+    else:
+        loop = XARLoop(xar.build(state, config))
+    return [OfficialImage(FP32, loop), OfficialImage(BF16, loop, torch.bfloat16)]
+
+
+def officials(
+    config: MARConfig, state: Mapping[str, torch.Tensor], compiled: bool, clock: Clock
+) -> list[Official]:
+    """MAR in fp32 and in bf16, and both through torch.compile."""
+    models = {"": OfficialMAR(config)}
+    if compiled:
+        models[COMPILED] = OfficialMAR(config)
+        models[COMPILED].compile_parts()
+    for model in models.values():
+        model.load_state_dict(state, assign=True)
+        model.eval()
     return [
-        [
-            name,
-            figure(result["seconds_an_image"]),
-            figure(result["backbone_seconds_an_image"]),
-            figure(result["head_seconds_an_image"]),
-            figure(1000 * float(np.median(result["backbone_seconds_a_call"]))),
-            figure(1000 * float(np.median(result["head_seconds_a_step"]))),
-            f"{baseline / result['seconds_an_image']:.2f}x",
-            f"{autocast / result['seconds_an_image']:.2f}x",
-            f"{result['difference']:.1e}",
-        ]
-        for name, result in results.items()
+        Official(name + suffix, model, dtype, clock)
+        for suffix, model in models.items()
+        for name, dtype in ((FP32, None), (BF16, torch.bfloat16))
     ]
 
 
-FLOOR_HEADINGS = ("precision", "GFLOP/s", "s/image at least", "against fp32", "against bf16")
+def open_plans(
+    plans: Sequence[Path], engines: Sequence[str], threads: int | None
+) -> dict[str, Pipeline]:
+    """Every plan on every engine, by a name that says what runs."""
+    pipes = {}
+    for plan, entry in product(plans, engines):
+        engine, _, exact = entry.partition(":")
+        if exact not in ("", "fp32"):
+            raise InvalidRequest(f"--engine {entry}: give {engine} or {engine}:fp32")
+        pipe = Pipeline.from_plan(plan, engine, threads=threads, exact=bool(exact))
+        if exact and pipe.plan.manifest.precision != "fp32":
+            continue
+        precision = session_of(pipe, Role.ITERATION).description.partition(",")[0].split()[-1]
+        pipes[f"disa {engine}" + ("" if precision == "fp32" else f" {precision}")] = pipe
+    return pipes
 
 
-def floor_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """The cells under FLOOR_HEADINGS: what an image takes at least, and the factors at most.
-
-    That is the time of the operations that a guided image cannot do without, at the rate of a
-    large matrix product on the same machine.
-    """
-    results = record["contenders"]
-    baseline, autocast = (results[name]["seconds_an_image"] for name in (FP32, BF16))
-    rows = []
-    for precision, rate in record["rates"].items():
-        least = record["flops_an_image"] / rate
-        factors = (f"{seconds / least:.2f}x" for seconds in (baseline, autocast))
-        rows.append([precision, figure(rate / 1e9), figure(least), *factors])
-    return rows
+def chosen_iterations(count: int, every: int, at: str | None) -> list[int]:
+    """The AR iterations to measure, in rising order."""
+    if at is None:
+        return sorted({*range(0, count, every), count - 1})
+    try:
+        chosen = sorted({int(index) for index in at.split(",")})
+    except ValueError:
+        raise InvalidRequest(f"--at {at}: give whole numbers, such as 0,32,63") from None
+    if not 0 <= chosen[0] <= chosen[-1] < count:
+        raise InvalidRequest(f"--at {at}: the AR iterations are 0 to {count - 1}")
+    return chosen
 
 
-def summary(record: Mapping[str, Any]) -> str:
-    """A record for people."""
-    machine = record["machine"]
-    return "\n".join(
-        [
-            f"{record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
-            f"{record['schedule']}: {len(record['measured'])} iterations measured",
-            f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} before and "
-            f"{machine['load_after']} after, {record['threads']} threads, {record['clock']} time",
-            table(HEADINGS, race_rows(record)),
-            "",
-            table(FLOOR_HEADINGS, floor_rows(record)),
-        ]
-    )
+def command_line() -> str:
+    """The command that is running, without where its record goes."""
+    context = click.get_current_context()
+    words = ["python -m benchmarks.official_loop"]
+    for option in context.command.params:
+        name = option.name or ""
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if name not in context.params or not given or name == "output":
+            continue
+        value = context.params[name]
+        flag = max(option.opts, key=len)
+        if isinstance(value, bool):
+            words.append(flag if value else option.secondary_opts[0])
+            continue
+        for entry in value if isinstance(value, tuple) else (value,):
+            shown = Path(entry).name if name == "plans" else str(entry)
+            words += [flag, shlex.quote(shown)]
+    return " ".join(words)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Exports every official size with random weights and draws an image with each, in a short run.
+"""Exports every official size with random weights and generates an image with few steps.
 
     python -m benchmarks.official_sizes -o benchmarks/results/official_sizes.json
     python -m benchmarks.official_sizes --only mar_h,harmon_1.5b --precision fp16
 
-Each part runs in a process of its own. The files of a size are removed before the next one.
-Entries of the record that are not measured again stay.
+Each part runs in its own process. The files of a size are removed before the next one. Entries of
+an existing record are kept unless they are measured again.
 """
 
 import shutil
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from disa.cli import DisaCommand
+from disa.bench.report import check_writable, figure
+from disa.commands.command import DisaCommand
 from disa.errors import DisaError
 from disa.exporter.export import export
 from disa.exporter.random_weights import (
@@ -27,22 +27,21 @@ from disa.exporter.random_weights import (
     random_checkpoint,
     reads_text,
 )
-from disa.runtime.bench_report import check_writable, figure, table
-from disa.runtime.noise import PhiloxNoise
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.stats import Stats
+from disa.tables import table
 
-from .alone import run_alone
+from .process import run_in_process
 from .records import Record, choose, moment, read_entries, write_entries
 
 KIND = "official_sizes"
 GIB = 1 << 30
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 SHORT: Mapping[str, dict[str, Any]] = {
-    "mar": {"iterations": 4, "steps": "4:2"},
+    "mar": {"num_iterations": 4, "steps": "4:2"},
     "flowar": {"steps": "4:2"},
     "xar": {"steps": "4:2"},
-    "harmon": {"iterations": 4, "steps": "4:2", "size": "128"},
+    "harmon": {"num_iterations": 4, "steps": "4:2", "size": "128"},
 }
 """Sampling options of the short run; the guidance is the plan's."""
 PROMPT = "a dog on the left and a cat on the right"
@@ -53,13 +52,13 @@ HEADINGS = (
 
 
 @click.command(cls=DisaCommand)
-@click.option("--only", help="Sizes to take, such as mar_h,harmon_1.5b; all by default.")
+@click.option("--only", help="Sizes, such as mar_h,harmon_1.5b; all by default.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
 @click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
-@click.option("--engine", default="cpu", show_default=True, help="What draws.")
+@click.option("--engine", default="cpu", show_default=True, help="Engine of the graphs.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option("--scratch", type=FOLDER, help="Folder for up to 35 GB of files.")
-@click.option("--keep", type=FOLDER, help="Folder for the plans, else they are removed.")
+@click.option("--keep", type=FOLDER, help="Folder for the plans; by default they are removed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
 def main(
     only: str | None,
@@ -71,7 +70,7 @@ def main(
     keep: Path | None,
     output: Path | None,
 ) -> None:
-    """Export every official size with random weights, and draw an image with each."""
+    """Export every official size with random weights, and generate an image with each."""
     chosen = choose(only, list(SIZES))
     entries: dict[str, Record] = {}
     if output:
@@ -90,15 +89,17 @@ def main(
 def measure(
     size: str, folder: Path, precision: str, check: bool, engine: str, threads: int | None
 ) -> Record:
-    """What making and using a plan of an official size costs, as JSON.
+    """Measure the export and a short run of an official size; returns the entry of the record.
 
-    folder: where checkpoint and plan are written.
+    Args:
+        folder: for the checkpoint and the plan.
+        check: whether to compare the graphs with the fp32 model.
     """
     checkpoint, plan = folder / f"{size}.pth", folder / f"{size}.plan"
     entry: Record = {"family": SIZES[size], "precision": precision, **moment()}
-    made = run_alone(make_checkpoint, size, checkpoint)
-    exported = run_alone(make_plan, size, checkpoint, plan, precision, check)
-    drawn = run_alone(draw, plan, SIZES[size], engine, threads)
+    made = run_in_process(make_checkpoint, size, checkpoint)
+    exported = run_in_process(make_plan, size, checkpoint, plan, precision, check)
+    generated = run_in_process(generate, plan, SIZES[size], engine, threads)
     return entry | {
         "weights": made.result,
         "checkpoint_bytes": checkpoint.stat().st_size,
@@ -108,38 +109,42 @@ def measure(
         "export_peak_bytes": exported.peak_memory,
         "difference": exported.result,
         "options": SHORT[SIZES[size]],
-        "run_peak_bytes": drawn.peak_memory,
-        "run_own_bytes": drawn.own_memory,
-        **drawn.result,
+        "run_peak_bytes": generated.peak_memory,
+        "run_own_bytes": generated.own_memory,
+        **generated.result,
     }
 
 
 def make_checkpoint(size: str, path: Path) -> int:
-    """Write a checkpoint in the official layout; the number of its weights."""
+    """Write a checkpoint in the official layout; returns the number of its weights."""
     return random_checkpoint(official_config(size), path)
 
 
 def make_plan(size: str, checkpoint: Path, plan: Path, precision: str, check: bool) -> float | None:
-    """Export without a word about the sizes; the largest difference from fp32, if checked."""
+    """Export without a configuration; returns the largest difference from fp32, if checked."""
     tokenizer = byte_tokenizer(checkpoint.parent) if reads_text(size) else None
     exported = export(checkpoint, plan, precision=precision, tokenizer=tokenizer, check=check)
     return max((error.relative for error in exported.errors), default=None)
 
 
-def draw(plan: Path, family: str, engine: str, threads: int | None) -> Record:
-    """Load a plan and draw one image; DisaError if its latents are not finite."""
+def generate(plan: Path, family: str, engine: str, threads: int | None) -> Record:
+    """Load a plan and generate one image; returns the cost as JSON.
+
+    Raises:
+        DisaError: the latents are not finite.
+    """
     stats = Stats()
     with stats.timed("load"):
         pipe = Pipeline.from_plan(plan, engine, threads=threads)
     text = pipe.family.classes is None
     conditions = pipe.conditions(None, PROMPT) if text else pipe.conditions(207)
-    settings = pipe.settings(**SHORT[family])
-    _, latents = pipe.draw(conditions, settings, PhiloxNoise(0, [0]), stats)
-    if not np.isfinite(latents).all():
+    requests = pipe.requests(conditions, pipe.options(**SHORT[family]), 0, [0])
+    (output,) = pipe.generate(requests, stats)
+    if not output.finite:
         raise DisaError(f"{plan.stem}: the image is not finite")
     return {
         "engine": pipe.engine,
-        "latents": list(latents.shape),
+        "latents": [1, *output.latents.shape],
         "load_seconds": stats.seconds.pop("load"),
         "seconds": stats.seconds,
         "head_calls": stats.head_calls,

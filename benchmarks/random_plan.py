@@ -1,28 +1,38 @@
-"""Plans of MAR's official sizes with random weights, in any precision.
+"""Plans of official sizes with random weights, in any precision.
 
     python -m benchmarks.random_plan mar_b -o mar_b.plan
-    python -m benchmarks.random_plan mar_b --precision int8 -o mar_b_int8.plan
+    python -m benchmarks.random_plan mar_b --precision int8 --cached-backbone -o mar_b_int8.plan
+    python -m benchmarks.random_plan xar_b --precision fp16 -o xar_b.plan
 
 The weights are those of `benchmarks.official_loop --shapes`.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from disa.calibration.quantization import QuantizeOptions, quantize
-from disa.cli import DisaCommand
-from disa.engines.manifest import QUANTIZED
+from disa.calibration.quantization.options import QuantizeOptions
+from disa.calibration.quantization.qdq import Format
+from disa.calibration.quantization.quantize import quantize
+from disa.commands.command import DisaCommand
+from disa.engines.plan.manifest import QUANTIZED
 from disa.exporter.export import export
-from disa.exporter.mar_config import SIZES, Config, official_config
-from disa.exporter.quantize import Format
-from disa.exporter.random_weights import random_checkpoint
+from disa.exporter.families.configs.mar import MARConfig
+from disa.exporter.random_weights import (
+    SIZES,
+    byte_tokenizer,
+    family_of,
+    official_config,
+    random_checkpoint,
+)
+from disa.runtime.families.registry import OPTIONS
+from disa.scratch import scratch_folder
 
-TINY = Config(
+TINY = MARConfig(
     img_size=64,
     vae_stride=16,
     patch_size=1,
@@ -41,9 +51,11 @@ TINY = Config(
 """For trying out scripts in seconds."""
 
 
-CALIBRATION: Mapping[str, Any] = {"iterations": 4, "steps": "6:3"}
-"""How the images are drawn that int8 and fp8 take their ranges from; the plan's defaults too."""
+CALIBRATION: Mapping[str, Any] = {"num_iterations": 4, "steps": "6:3"}
+"""How the images are generated that int8 and fp8 take their ranges from; the plan's defaults too.
+Families whose number of AR iterations is fixed take the steps only."""
 CALIBRATION_IMAGES = 4
+CALIBRATION_PROMPTS = ("a dog", "a red car")
 
 
 @click.command(cls=DisaCommand)
@@ -54,14 +66,16 @@ CALIBRATION_IMAGES = 4
     default="fp32",
     show_default=True,
 )
+@click.option("--cached-backbone", is_flag=True, help="With the graphs of --refresh.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(size: str, precision: str, output: Path) -> None:
+def main(size: str, precision: str, cached_backbone: bool, output: Path) -> None:
     """Make a plan of an official SIZE with random weights."""
-    write_random_plan(size, precision, output, lambda stage: click.echo(f"  {stage}", err=True))
+    report = partial(click.echo, err=True)
+    write_plan(official_config(size), precision, output, report, cached_backbone)
 
 
-def config_of(size: str) -> Config:
-    """The configuration of "mar_b", "mar_l" or "mar_h", or "tiny"."""
+def config_of(size: str) -> Any:
+    """The configuration of an official size, or of "tiny"."""
     return TINY if size == "tiny" else official_config(size)
 
 
@@ -73,20 +87,42 @@ def write_random_plan(
 
 
 def write_plan(
-    config: Config, precision: str, path: Path, report: Callable[[str], object] = lambda stage: None
+    config: Any,
+    precision: str,
+    path: Path,
+    report: Callable[[str], object] = lambda stage: None,
+    cached_backbone: bool = False,
 ) -> Path:
     """Export a model of that configuration with random weights to a plan at `path`."""
-    given: dict[str, Any] = {"config": asdict(config), "check": False, "report": report}
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        checkpoint, full = Path(folder) / f"{path.stem}.pth", Path(folder) / path.name
+    reads_text = family_of(config).READS_TEXT
+    with scratch_folder(path) as folder:
+        checkpoint, full = folder / f"{path.stem}.pth", folder / path.name
         random_checkpoint(config, checkpoint)
+        given: dict[str, Any] = {
+            "cached_backbone": cached_backbone,
+            "check": False,
+            "report": report,
+            # TINY's heads are not those of an official size, and tensors do not show them.
+            "config": asdict(config) if isinstance(config, MARConfig) else None,
+            "tokenizer": byte_tokenizer(folder) if reads_text else None,
+        }
         if precision in QUANTIZED:
-            export(checkpoint, full, defaults=CALIBRATION, **given)
-            options = QuantizeOptions(form=Format(precision), images=CALIBRATION_IMAGES)
+            export(checkpoint, full, defaults=calibration_of(config), **given)
+            options = QuantizeOptions(
+                form=Format(precision),
+                images=CALIBRATION_IMAGES,
+                prompts=CALIBRATION_PROMPTS if reads_text else (),
+            )
             quantize(full, path, options, report)
         else:
             export(checkpoint, path, precision=precision, **given)
     return path
+
+
+def calibration_of(config: Any) -> dict[str, Any]:
+    """`CALIBRATION`, as far as the family has these options."""
+    options = {field.name for field in fields(OPTIONS[family_of(config).FAMILY])}
+    return {name: value for name, value in CALIBRATION.items() if name in options}
 
 
 if __name__ == "__main__":

@@ -1,21 +1,38 @@
-"""Records whose entries are measured one at a time and may be measured again."""
+"""Records of measurements, clocks, and the option `--only` of the benchmarks."""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from disa.bench.machine import describe_machine, describe_versions
+from disa.bench.report import write_record
 from disa.errors import DisaError
-from disa.runtime.bench_machine import describe_machine, describe_versions
-from disa.runtime.bench_report import write_record
 
+RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
+
+Clock = Callable[[], float]
+CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks in seconds; `cpu` counts the time of all threads of this process."""
+
+
+def least(work: Callable[[], object], clock: Clock, tries: int) -> float:
+    """The shortest time of several calls in seconds, after one call that is not measured."""
+    work()
+    times = []
+    for _ in range(tries):
+        start = clock()
+        work()
+        times.append(clock() - start)
+    return min(times)
 
 
 def moment() -> dict[str, Any]:
-    """When something is measured, and how busy the machine is."""
+    """The current date and the load of the machine."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2),
@@ -23,7 +40,7 @@ def moment() -> dict[str, Any]:
 
 
 def new_record(kind: str) -> Record:
-    """A record without entries: when it is made, on what, and with which packages."""
+    """A record without entries: the date, the machine and the versions of packages."""
     import torch
 
     return {
@@ -35,9 +52,10 @@ def new_record(kind: str) -> Record:
 
 
 def read_record(path: Path, kind: str) -> Record:
-    """A record of that kind; an empty one if there is no file yet.
+    """Read a record; returns an empty one if there is no file yet.
 
-    Raises DisaError if the file is something else.
+    Raises:
+        DisaError: the file is not a record of this kind.
     """
     if not path.exists():
         return {}
@@ -46,14 +64,14 @@ def read_record(path: Path, kind: str) -> Record:
         found = record["kind"]
         dict(record["entries"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DisaError(f"{path} is no record of {kind}: give another file") from error
+        raise DisaError(f"{path} is not a record of {kind}: give another file") from error
     if found != kind:
         raise DisaError(f"{path} is a record of {found}, not of {kind}: give another file")
     return record
 
 
 def read_entries(path: Path, kind: str) -> dict[str, Record]:
-    """The entries of such a record by name; none if there is no file yet."""
+    """Read the entries of a record by name; none if there is no file yet."""
     return dict(read_record(path, kind).get("entries", {}))
 
 
@@ -66,11 +84,15 @@ def write_entries(
 
 
 def choose(only: str | None, known: Sequence[str]) -> list[str]:
-    """The names of `--only NAME,...`, or all; DisaError for one that is not known."""
+    """The names in `--only NAME,...`, or all.
+
+    Raises:
+        DisaError: a name is not known.
+    """
     if only is None:
         return list(known)
     chosen = [name.strip() for name in only.split(",")]
     for name in chosen:
         if name not in known:
-            raise DisaError(f"there is no {name or 'empty name'}: choose of {', '.join(known)}")
+            raise DisaError(f"there is no {name or 'empty name'}: choose from {', '.join(known)}")
     return chosen

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from disa.exporter.mar_config import Config
+from disa.exporter.families.configs.mar import MARConfig
 
 EPS = 1e-6
 
@@ -113,7 +113,7 @@ class FinalLayer(nn.Module):
 class Net(nn.Module):
     """The head: all of it at every step."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MARConfig) -> None:
         super().__init__()
         width = config.diffloss_w
         self.time_embed = TimestepEmbedding(width)
@@ -134,8 +134,9 @@ class Net(nn.Module):
 class OfficialMAR(nn.Module):
     """The whole model. Arrays are image-major here, [batch, tokens, ...], in grid order."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: MARConfig) -> None:
         super().__init__()
+        self.compiled = False
         self.buffer, self.channels = config.buffer_size, config.channels
         encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
         places = config.buffer_size + config.tokens
@@ -159,6 +160,15 @@ class OfficialMAR(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder, eps=EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
         self.diffloss = nn.ModuleDict({"net": Net(config)})
+
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Let torch.compile have the blocks and the head, for any number of tokens and rows.
+
+        What chooses tokens by a mask stays outside: its shapes depend on values.
+        """
+        self.compiled = True
+        for part in (*self.encoder_blocks, *self.decoder_blocks, self.diffloss["net"]):
+            part.compile(backend=backend, dynamic=True)
 
     def encode(self, tokens: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Buffer and visible tokens; `hidden` [batch, buffer + L] says which are masked."""
@@ -194,16 +204,25 @@ class OfficialMAR(nn.Module):
             masked, predicted: [batch, L], bool.
             labels: class of each image, [batch]; the number of classes stands for none.
         """
-        table = torch.cat([self.class_emb.weight, self.fake_latent])
-        embedding = table[labels]
+        embedding = self.embeddings(labels, guided)
         if guided:
             tokens, masked = torch.cat([tokens, tokens]), torch.cat([masked, masked])
-            embedding = torch.cat([embedding, self.fake_latent.repeat(len(labels), 1)])
             predicted = torch.cat([predicted, predicted])
         buffer = torch.zeros(len(masked), self.buffer, dtype=torch.bool)
         hidden = torch.cat([buffer, masked], dim=1)
-        z = self.decode(self.encode(tokens, hidden, embedding), hidden)
+        z = self.decode(self.between(self.encode(tokens, hidden, embedding), guided), hidden)
         return z[predicted.nonzero(as_tuple=True)]
+
+    def embeddings(self, labels: Tensor, guided: bool) -> Tensor:
+        """What the buffer starts from, [guidance * batch, width]."""
+        table = torch.cat([self.class_emb.weight, self.fake_latent])
+        free = self.fake_latent.repeat(len(labels), 1)
+        return torch.cat([table[labels], free]) if guided else table[labels]
+
+    def between(self, x: Tensor, guided: bool) -> Tensor:
+        """What is done to the encoded tokens before the decoder: nothing in MAR."""
+        del guided
+        return x
 
     def sample(
         self,

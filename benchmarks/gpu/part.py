@@ -1,6 +1,6 @@
-"""One part of `benchmarks.gpu_check`, in a process of its own.
+"""Runs one part of `benchmarks.gpu_check`.
 
-python -m benchmarks.gpu_part engine mar_b cuda --device cuda --folder WORK --lines WORK/lines.jsonl
+python -m benchmarks.gpu.part engine mar_b cuda --device cuda --folder WORK --lines WORK/lines.jsonl
 """
 
 import importlib
@@ -21,63 +21,66 @@ ITERATIONS = {"tiny": 4}
 
 
 class Report:
-    """Adds lines to a file and prints them."""
+    """Appends results to a file of JSON lines, and prints them."""
 
     def __init__(self, lines: Path) -> None:
         self.lines = lines
 
     def __call__(self, kind: str, text: str, **content: Any) -> None:
-        """Report something of a kind that `gpu_check` knows."""
+        """Report a result.
+
+        Args:
+            kind: one of the kinds in `gpu_check.GpuCheck.write`.
+            text: printed.
+            content: written to the file.
+        """
         with self.lines.open("a") as file:
             file.write(json.dumps({"kind": kind, **content}) + "\n")
         print(text, flush=True)
 
 
-class Work:
-    """What the parts do."""
+class PartRunner:
+    """Runs parts; each method is a part, with the arguments of the command line."""
 
     def __init__(self, device: str, folder: Path, seconds: float, report: Report) -> None:
-        from .gpu_speed import Clock
+        from .speed import Timer
 
         self.device, self.folder, self.report = device, folder, report
-        self.clock = Clock(device, seconds / 60)
+        self.timer = Timer(device, seconds / 60)
 
     def attempt(self, what: str, work: Callable[[], object], least: float = 5) -> None:
-        """Do something; what is raised is reported, and what there is no time for."""
-        if self.clock.left < least:
+        """Run `work`; reports a failure if it raises an exception or if no time is left.
+
+        Args:
+            what: name of the work.
+            least: seconds that must be left.
+        """
+        if self.timer.left < least:
             self.report("failure", f"{what}: no time left", what=what, reason="no time left")
             return
         try:
             work()
-        # A comparison of many ways goes on without the one that does not work here.
+        # The comparison continues without the variant that does not work here.
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error)[:500]}"
             way = traceback.format_exc()[-3000:]
             self.report("failure", f"{what}: {reason}", what=what, reason=reason, traceback=way)
 
     def machine(self) -> None:
-        """What there is, and what it can do at most."""
-        from .gpu_speed import measure_machine
+        """Report the installed packages, and measure the bandwidth and the matmul rate."""
+        from .speed import measure_machine
 
-        about = surroundings()
+        about = describe_environment()
         self.report("about", f"{about['gpu'] or 'no GPU'}, {about}", **about)
-        measured = measure_machine(self.clock)
+        measured = measure_machine(self.timer)
         text = f"{measured.bytes_per_second / 1e12:.3f} TB/s, {measured.flops / 1e12:.2f} TFLOP/s"
         self.report("machine", f"measured: {text}", **asdict(measured))
         (self.folder / "machine.json").write_text(json.dumps(asdict(measured)))
 
-    def refusals(self) -> None:
-        """What TensorRT-RTX says of this GPU."""
-        from .gpu_parity import refusals
-
-        for question, answer in refusals(self.folder):
-            text = f"TensorRT-RTX, {question}: {answer}"
-            self.report("refusal", text, question=question, answer=answer)
-
     def exports(self, sizes: str, models: str) -> None:
-        """The plans that later parts run, in their order."""
-        from .gpu_parity import plan_of
-        from .gpu_speed import random_plan_of
+        """Export the plans of later parts, in the order in which they are needed."""
+        from .parity import plan_of
+        from .speed import random_plan_of
 
         for size in sizes.split(","):
             random_plan_of(size, "fp16", self.folder)
@@ -85,8 +88,8 @@ class Work:
             plan_of(model, "fp32", self.folder)
 
     def checks(self, engine: str, precisions: str, models: str) -> None:
-        """Recorded runs, batch sizes, CUDA graphs."""
-        from . import gpu_parity as parity
+        """Check the results of an engine."""
+        from . import parity
 
         reason = parity.unusable(engine, self.folder)
         if reason:
@@ -102,21 +105,21 @@ class Work:
             )
 
     def engine(self, size: str, engine: str) -> None:
-        """A plan with random weights on an engine."""
-        from .gpu_parity import unusable
-        from .gpu_speed import EngineSpeed, Machine, floor_of
+        """Measure a plan with random weights on an engine."""
+        from .parity import unusable
+        from .speed import EngineSpeed, Machine
 
         reason = unusable(engine, self.folder)
         if reason:
             self.report("unusable", f"{engine}: {reason}", engine=engine, reason=reason)
             return
         precision = "fp32" if self.device == "cpu" else "fp16"
-        speed = EngineSpeed(size, precision, engine, self.folder, self.clock)
+        speed = EngineSpeed(size, precision, engine, self.folder, self.timer)
         known = self.folder / "machine.json"
         for batch in BATCHES.get(size, (1, 64, 8)):
             if known.exists():
                 machine = Machine(**json.loads(known.read_text()))
-                floor = floor_of(size, batch, ITERATIONS.get(size, 64), machine)
+                floor = speed.floor(batch, ITERATIONS.get(size, 64), machine)
                 self.report("floor", f"floor: {floor}", **floor)
             self.attempt(
                 f"{size}, batch {batch}, {engine}",
@@ -124,11 +127,11 @@ class Work:
             )
 
     def eager(self, size: str, compiled: bool = False) -> None:
-        """The way of the original code in PyTorch."""
-        from .gpu_speed import Eager
-        from .random_plan import config_of
+        """Measure PyTorch, in the way of the original code."""
+        from ..random_plan import config_of
+        from .speed import Eager
 
-        model = Eager(config_of(size), self.clock)
+        model = Eager(config_of(size), self.timer)
         for batch in BATCHES.get(size, (1, 64, 8)):
             self.attempt(
                 f"{size}, batch {batch}, {'torch.compile' if compiled else 'eager PyTorch'}",
@@ -138,7 +141,7 @@ class Work:
             )
 
     def compile(self, size: str) -> None:
-        """The same through torch.compile."""
+        """Measure PyTorch with torch.compile."""
         self.eager(size, compiled=True)
 
     def _speed(self, speed: Any) -> None:
@@ -150,8 +153,8 @@ class Work:
         )
 
 
-def surroundings() -> dict[str, Any]:
-    """What is installed here, and why what is not usable is not."""
+def describe_environment() -> dict[str, Any]:
+    """Versions of the installed packages, or the reason why one cannot be used."""
     import torch
 
     from disa.engines.tensorrt.flavour import MODULES, find
@@ -160,7 +163,7 @@ def surroundings() -> dict[str, Any]:
     for name in ("onnx", "onnxruntime", "cuda.bindings"):
         try:
             module = importlib.import_module(name)
-        # A broken installation fails in many ways, and the record is to say how.
+        # A broken installation can raise any exception, which the record should contain.
         except Exception as error:
             found[name] = f"cannot be imported ({error})"
         else:
@@ -177,7 +180,7 @@ def surroundings() -> dict[str, Any]:
 @click.command()
 @click.argument(
     "name",
-    type=click.Choice(["machine", "exports", "refusals", "checks", "engine", "eager", "compile"]),
+    type=click.Choice(["machine", "exports", "checks", "engine", "eager", "compile"]),
 )
 @click.argument("arguments", nargs=-1)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), required=True)
@@ -187,13 +190,13 @@ def surroundings() -> dict[str, Any]:
 def main(
     name: str, arguments: tuple[str, ...], device: str, folder: Path, lines: Path, seconds: float
 ) -> None:
-    """Do a part and report line by line."""
+    """Run the part NAME with its ARGUMENTS, and report each result at once."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("PyTorch sees no GPU here: use --device cpu --quick")
     try:
-        getattr(Work(device, folder, seconds, Report(lines)), name)(*arguments)
+        getattr(PartRunner(device, folder, seconds, Report(lines)), name)(*arguments)
     except DisaError as error:
         raise click.ClickException(str(error)) from error
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from disa.engines.cpu import physical_cores
 
-from .timing import Clock, least
+from ..records import Clock, least
 
 SIZE, TRIES = 2048, 10
 

@@ -1,4 +1,4 @@
-"""How fast: eager PyTorch, torch.compile, the engines, and the floor under them all."""
+"""Measures eager PyTorch, torch.compile and the engines, and computes the floor."""
 
 import statistics
 import time
@@ -11,48 +11,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disa.bench.work import count_work
 from disa.engines.gpu.profile import Range
-from disa.exporter.mar_config import Config
-from disa.runtime.masked import prediction_counts
+from disa.engines.plan.traits import Role
+from disa.exporter.families.configs.mar import MARConfig
+from disa.runtime.families.masked.partition import prediction_counts
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.sampler import SamplerName, StepTable, step_table
-from disa.runtime.schedule import AnnealedSchedule
+from disa.runtime.sampling.sampler import SamplerName, StepTable, step_table
+from disa.runtime.sampling.schedule import AnnealedSchedule
 
-from .gpu_check import random_plan
-from .gpu_parity import head_arrays, switch_graphs, with_engines
-from .official_model import OfficialMAR
-from .random_plan import config_of, write_random_plan
+from ..gpu_check import random_plan
+from ..official.contenders import session_of
+from ..official.mar import OfficialMAR
+from ..random_plan import config_of, write_random_plan
+from .parity import head_arrays, switch_graphs, with_engines
 
 HEAD_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One measured way of running one size."""
+    """The speed of a model size.
+
+    Attributes:
+        size: name of the size.
+        batch: images generated together.
+        way: "eager", "compile", or an engine.
+        description: the engine or the version that really ran.
+        seconds_per_image: seconds.
+        head_step_ms: milliseconds of a denoising step of the head.
+        runs: number of measured runs.
+        plain_head_step_ms: the same without CUDA graphs, if they can be turned off.
+    """
 
     size: str
     batch: int
     way: str
-    """"eager", "compile", or an engine."""
     description: str
-    """What really ran."""
     seconds_per_image: float
     head_step_ms: float
     runs: int
     plain_head_step_ms: float | None = None
-    """Without CUDA graphs, where they can be left out."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the GPU can do, as measured by plain PyTorch."""
+    """Memory bandwidth and matmul rate of the GPU, measured with PyTorch."""
 
     bytes_per_second: float
     flops: float
 
 
-class Clock:
-    """Times what runs on a device, and how much time is left."""
+class Timer:
+    """Measures time on a device, and the time left for the check."""
 
     def __init__(self, device: str, minutes: float) -> None:
         self.device = device
@@ -64,14 +75,22 @@ class Clock:
         return self.end - time.perf_counter()
 
     def wait(self) -> None:
-        """Until the device has done its work."""
+        """Wait until the device has finished its work."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def seconds(
         self, work: Callable[[], object], most: int = 3, warm: Callable[[], object] | None = None
     ) -> tuple[float, int]:
-        """Median of up to `most` runs after `warm`, or one to warm up, within 15 seconds or so."""
+        """Measure `work` after a warm-up.
+
+        Args:
+            most: largest number of runs; no run starts after about 15 seconds.
+            warm: the warm-up; by default one run of `work`.
+
+        Returns:
+            The median in seconds, and the number of runs.
+        """
         (warm or work)()
         times: list[float] = []
         began = time.perf_counter()
@@ -84,86 +103,56 @@ class Clock:
         return statistics.median(times), len(times)
 
 
-def measure_machine(clock: Clock) -> Machine:
-    """Bandwidth of a large copy (read and written bytes) and the rate of a large product."""
-    size = 2**28 if clock.device == "cuda" else 2**22
-    source = torch.empty(size, device=clock.device).normal_()
+def measure_machine(timer: Timer) -> Machine:
+    """Measure the bandwidth of a large copy (bytes read and written) and the rate of a matmul."""
+    size = 2**28 if timer.device == "cuda" else 2**22
+    source = torch.empty(size, device=timer.device).normal_()
     target = torch.empty_like(source)
-    copied, _ = clock.seconds(lambda: target.copy_(source), most=10)
-    side = 8192 if clock.device == "cuda" else 256
-    dtype = torch.float16 if clock.device == "cuda" else torch.float32
-    matrix = torch.randn(side, side, device=clock.device).to(dtype)
-    product = torch.empty_like(matrix)
-    multiplied, _ = clock.seconds(lambda: torch.mm(matrix, matrix, out=product), most=10)
+    copied, _ = timer.seconds(lambda: target.copy_(source), most=10)
+    side = 8192 if timer.device == "cuda" else 256
+    dtype = torch.float16 if timer.device == "cuda" else torch.float32
+    matrix = torch.randn(side, side, device=timer.device).to(dtype)
+    result = torch.empty_like(matrix)
+    multiplied, _ = timer.seconds(lambda: torch.mm(matrix, matrix, out=result), most=10)
     return Machine(2 * source.nbytes / copied, 2 * side**3 / multiplied)
 
 
-def head_weights(config: Config) -> int:
-    """Numbers in the matrices that a head step reads; the condition is embedded outside."""
-    width, depth = config.diffloss_w, config.diffloss_d
-    blocks = depth * (2 * width**2 + 3 * width**2)
-    return blocks + 2 * width**2 + 3 * config.channels * width
-
-
-def floors(config: Config, machine: Machine, batch: int, iterations: int) -> tuple[float, float]:
-    """Seconds an image, and milliseconds a head step, that no fp16 engine can go below.
-
-    Each pass takes at least the time to read its weights once and at least the time of its
-    products; attention and norms are left out.
-    """
-    weights = head_weights(config)
-    counts = prediction_counts(config.tokens, iterations)
-    steps = schedule(iterations)
-    width = config.encoder_embed_dim
-    block = 12 * width**2
-    total = known = 0.0
-    for count, calls in zip(counts, steps, strict=True):
-        total += calls * _pass(machine, weights, 2 * batch * count)
-        seen = config.buffer_size + known
-        encoder = config.encoder_depth * block
-        decoder = config.decoder_depth * block
-        total += _pass(machine, encoder, 2 * batch * seen)
-        total += _pass(machine, decoder, 2 * batch * (config.buffer_size + config.tokens))
-        known += count
-    rows = 2 * batch * usual_count(config, iterations)
-    return total / batch, 1000 * _pass(machine, weights, rows)
-
-
-def _pass(machine: Machine, weights: float, rows: float) -> float:
-    return max(2 * weights / machine.bytes_per_second, 2 * weights * rows / machine.flops)
-
-
 def schedule(iterations: int) -> list[int]:
-    """Denoising steps of every AR iteration, 50 to 5."""
+    """Denoising steps of every AR iteration, annealed from 50 to 5."""
     annealed = AnnealedSchedule(50, 5)
     return [annealed.steps(index, iterations) for index in range(iterations)]
 
 
-def usual_count(config: Config, iterations: int) -> int:
-    """Tokens an iteration predicts in the mean."""
+def usual_count(config: MARConfig, iterations: int) -> int:
+    """Mean number of tokens that an iteration predicts."""
     return max(1, round(config.tokens / iterations))
 
 
 def compile_module(module: torch.nn.Module) -> torch.nn.Module:
-    """The module, compiled for all sizes at once."""
-    compiled: Any = torch.compile(module, dynamic=True)
-    return compiled  # A module, though its type says function.
+    """The module compiled for dynamic sizes."""
+    # torch.compile returns a module for a module, but its type says function.
+    compiled: torch.nn.Module = torch.compile(module, dynamic=True)  # type: ignore[assignment]
+    return compiled
 
 
 class Eager:
-    """The original way in PyTorch: autocast, 2N rows, the condition embedded at every step."""
+    """PyTorch as in the original code: autocast, 2N rows, the condition embedded in every step."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
-        self.config, self.clock = config, clock
-        # Making up a billion weights takes the host half a minute.
-        with torch.device(clock.device):
+    def __init__(self, config: MARConfig, timer: Timer) -> None:
+        self.config, self.timer = config, timer
+        # Initialising a billion weights on the host takes half a minute.
+        with torch.device(timer.device):
             self.model = OfficialMAR(config).eval().requires_grad_(False)
         for parameter in self.model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         self.plain = self.model.diffloss["net"]
 
     def speed(self, size: str, batch: int, iterations: int, compiled: bool) -> Speed:
-        """With `compiled`, head and transformer blocks go through torch.compile."""
+        """Measure the model.
+
+        Args:
+            compiled: whether head and transformer blocks are compiled with torch.compile.
+        """
         self.model.diffloss["net"] = compile_module(self.plain) if compiled else self.plain
         for blocks in (self.model.encoder_blocks, self.model.decoder_blocks):
             for index, block in enumerate(blocks):
@@ -171,27 +160,27 @@ class Eager:
                 blocks[index] = compile_module(original) if compiled else original
         iterations = min(iterations, self.config.tokens)
         tables = [step_table(SamplerName.DDPM, steps) for steps in schedule(iterations)]
-        device, kind = self.clock.device, torch.float16
+        device, kind = self.timer.device, torch.float16
         if device == "cpu":
             kind = torch.bfloat16
         rows = batch * usual_count(self.config, iterations)
         with torch.device(device), torch.autocast(device, kind), torch.inference_mode():
             z = torch.randn(2 * rows, self.config.decoder_embed_dim)
             table = step_table(SamplerName.DDPM, HEAD_STEPS)
-            # A whole image takes many seconds this way: a few of its iterations warm up as well.
-            image, runs = self.clock.seconds(
+            # A whole image takes many seconds, and a few of its iterations suffice as a warm-up.
+            image, runs = self.timer.seconds(
                 lambda: self._image(batch, tables),
                 most=1,
                 warm=lambda: self._image(batch, tables[:: max(1, len(tables) // 4)]),
             )
-            head, _ = self.clock.seconds(lambda: self._sample(z, table, rows))
+            head, _ = self.timer.seconds(lambda: self._sample(z, table, rows))
         way, name = ("compile", "torch.compile") if compiled else ("eager", "eager PyTorch")
         name = f"{name} {torch.__version__}, autocast {str(kind).removeprefix('torch.')}"
         return Speed(size, batch, way, name, image / batch, 1000 * head / len(table), runs)
 
     def _sample(self, z: Tensor, table: StepTable, rows: int) -> Tensor:
         timesteps, coefficients = (
-            torch.from_numpy(np.asarray(array, np.float32)).to(self.clock.device)
+            torch.from_numpy(np.asarray(array, np.float32)).to(self.timer.device)
             for array in (table.timesteps, table.coefficients)
         )
         noise = torch.randn(1 + len(table), rows, self.config.channels)
@@ -215,24 +204,42 @@ class Eager:
 
 
 class EngineSpeed:
-    """A plan with random weights, drawn by way of the pipeline that users call."""
+    """A plan with random weights on an engine, measured through `Pipeline`."""
 
-    def __init__(self, size: str, precision: str, engine: str, folder: Path, clock: Clock) -> None:
-        self.size, self.way, self.clock, self.config = size, engine, clock, config_of(size)
+    def __init__(self, size: str, precision: str, engine: str, folder: Path, timer: Timer) -> None:
+        self.size, self.way, self.timer, self.config = size, engine, timer, config_of(size)
+        self.precision = precision
         path = random_plan_of(size, precision, folder)
         self.pipe = Pipeline.from_plan(with_engines(path, engine, Range(1, 8, 64)), engine)
 
+    def floor(self, batch: int, iterations: int, machine: Machine) -> dict[str, Any]:
+        """The floor of an image, and of a head step in the middle iteration.
+
+        See `disa.bench.calls`.
+        """
+        options = self.pipe.options(num_iterations=min(iterations, self.config.tokens))
+        work = count_work(self.pipe.plan, options, batch, self.precision)
+        assert work is not None
+        least = work.floor(machine.flops, machine.bytes_per_second)
+        step = statistics.median(
+            max(call.flops / machine.flops, call.weight_bytes / machine.bytes_per_second)
+            for call in work.calls["head"]
+        )
+        image = sum(least.values()) / batch
+        about = {"size": self.size, "batch": batch}
+        return {**about, "seconds_per_image": image, "head_step_ms": 1000 * step}
+
     def measure(self, batch: int, iterations: int) -> Speed:
-        """Seconds an image, and milliseconds a head step with CUDA graphs and without."""
+        """Measure an image, and a head step with and without CUDA graphs."""
         iterations = min(iterations, self.config.tokens)
         labels = [index % self.config.class_num for index in range(batch)]
 
-        def draw() -> object:
+        def generate() -> object:
             return self.pipe(labels, num_iterations=iterations, batch_size=batch)
 
-        draw()  # CUDA graphs are made when shapes come for the second time.
-        image, runs = self.clock.seconds(draw)
-        session = self.pipe.sessions["head"]
+        generate()  # CUDA graphs are captured when a shape occurs for the second time.
+        image, runs = self.timer.seconds(generate)
+        session = session_of(self.pipe, Role.STEP)
         rows = batch * usual_count(self.config, iterations)
         arrays = head_arrays(self.pipe, rows, HEAD_STEPS)
 
@@ -240,9 +247,9 @@ class EngineSpeed:
             return np.asarray(session.iterate({"next_x": "x"}, *arrays)["next_x"])
 
         steps()
-        head, _ = self.clock.seconds(steps, most=20)
+        head, _ = self.timer.seconds(steps, most=20)
         switch_graphs(session, False)
-        plain, _ = self.clock.seconds(steps, most=20)
+        plain, _ = self.timer.seconds(steps, most=20)
         switch_graphs(session, True)
         return Speed(
             self.size,
@@ -257,13 +264,6 @@ class EngineSpeed:
 
 
 def random_plan_of(size: str, precision: str, folder: Path) -> Path:
-    """A plan with random weights, exported if it is not there."""
+    """Export a plan with random weights, unless it exists."""
     path = folder / random_plan(size, precision)
     return path if path.exists() else write_random_plan(size, precision, path)
-
-
-def floor_of(size: str, batch: int, iterations: int, machine: Machine) -> dict[str, Any]:
-    """See `floors`."""
-    config = config_of(size)
-    image, step = floors(config, machine, batch, min(iterations, config.tokens))
-    return {"size": size, "batch": batch, "seconds_per_image": image, "head_step_ms": step}

@@ -1,7 +1,7 @@
 """What is timed side by side: AR iterations of the original way, and of a plan."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,13 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from disa.engines.plan.traits import Role
 from disa.engines.session import Session
-from disa.runtime.head import Head
-from disa.runtime.sampler import StepTable
+from disa.runtime.families.masked.options import MaskedOptions
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.sampling.head import Head, HeadRows
+from disa.runtime.sampling.refresh import RefreshPlan
+from disa.runtime.sampling.sampler import StepTable
 from disa.runtime.stats import Stats
 
-from .official_model import OfficialMAR
-from .timing import Clock
+from ..records import Clock
+from .mar import OfficialMAR
+
+FP32, BF16 = "official fp32", "official bf16 autocast"
+COMPILED = " compiled"
+"""Names of the original way, and what is added to them behind torch.compile."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -56,25 +64,41 @@ class State:
 
 @dataclass(frozen=True)
 class Lap:
-    """What an AR iteration cost, and its tokens [count * batch, C], rows (token, image)."""
+    """What an AR iteration cost, and its tokens [count * batch, C], rows (token, image).
+
+    Attributes:
+        cached_seconds: of a backbone pass that computes only what is new; None if there is none.
+    """
 
     backbone_seconds: float
     head_seconds: float
     sampled: Floats
+    cached_seconds: float | None = None
 
 
 class Contender(Protocol):
     """A way to compute an AR iteration."""
 
     name: str
+    full_passes: RefreshPlan
+    """The AR iterations in which the backbone computes all tokens."""
+
+    def prepare(self, state: State) -> None:
+        """Do what is done once for such shapes, such as compiling."""
+        ...
 
     def run(self, state: State) -> Lap:
         """Compute one iteration."""
         ...
 
 
+ALL_FULL = RefreshPlan(every=1)
+
+
 class Official:
     """The original way, in PyTorch."""
+
+    full_passes = ALL_FULL
 
     def __init__(
         self,
@@ -85,6 +109,12 @@ class Official:
     ) -> None:
         self.name = name
         self._model, self._dtype, self._clock = model, dtype, clock
+
+    def prepare(self, state: State) -> None:
+        """Run until torch.compile has nothing left to compile."""
+        compiled = None
+        while self._model.compiled and compiled != (compiled := graphs_compiled()):
+            self.run(state)
 
     def run(self, state: State) -> Lap:
         positions, batch = state.positions, state.positions.shape[1]
@@ -118,38 +148,67 @@ class Official:
 class Plans:
     """A plan on one of the engines."""
 
+    full_passes = ALL_FULL
+
     def __init__(
         self,
         name: str,
-        sessions: Mapping[str, Session],
-        classes: int,
+        pipe: Pipeline,
+        options: MaskedOptions,
+        conditions: Sequence[Any],
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.name, self._classes, self._clock = name, classes, clock
-        self._backbone, self._head = sessions["backbone"], Head(sessions)
+        self.name, self._clock = name, clock
+        self._backbone = session_of(pipe, Role.ITERATION)
+        self._head = Head(pipe.sessions.__getitem__, "modulated_head" in pipe.sessions)
+        requests = pipe.requests(conditions, options, 0, range(len(conditions)))
+        # What is the same in every AR iteration: classes, or prompts that have been read.
+        sample: Any = pipe.family.start(requests, Stats())[0]
+        self._constants: dict[str, Any] = sample.cohort.constants
+
+    def prepare(self, state: State) -> None:
+        """Nothing: what an engine does for new shapes, it does in every image."""
 
     def run(self, state: State) -> Lap:
-        labels = state.labels[None]
-        if state.guided:
-            labels = np.stack([state.labels, np.full_like(state.labels, self._classes)])
         inputs: dict[str, Any] = {
             "tokens": state.tokens,
             "positions": state.positions,
             "predicted": state.predicted,
-            "class_index": labels,
+            **self._constants,
         }
         start = self._clock()
         condition = self._backbone.run(inputs)["condition"]
         middle = self._clock()
-        step, noise = state.table.every_step(state.noise.shape[1]), state.noise
-        result = np.asarray(
-            self._head.walk(state.table, step, condition, state.scale, noise[0], noise[1:], Stats())
-        )
+        items, noise = state.noise.shape[1], state.noise
+        scale = np.full(items, state.scale, np.float32)
+        rows = HeadRows(self._head, condition, scale, noise[1:], Stats())
+        step = np.repeat(np.arange(len(state.table))[:, None], items, axis=1)
+        drawn = np.zeros(items, np.int64)
+        result = np.asarray(rows.run_steps(state.table, step, drawn, noise[0]))
         return Lap(middle - start, self._clock() - middle, result)
+
+
+def session_of(pipe: Pipeline, role: Role) -> Session:
+    """The session of the graph that has a role."""
+    (graph,) = pipe.plan.manifest.with_role(role)
+    return pipe.sessions[graph.name]
+
+
+def class_labels(batch: int) -> list[int]:
+    """The classes that are drawn; which ones makes no difference."""
+    return [image % 2 for image in range(batch)]
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def grid_rows(predicted: Ints) -> Ints:
     """The rows (token, image) in the original's order: image by image, along the grid."""
     batch = predicted.shape[1]
     order = predicted.argsort(axis=0)
-    return (order * batch + np.arange(batch)).T.reshape(-1)
+    rows: Ints = (order * batch + np.arange(batch)).T.reshape(-1)
+    return rows

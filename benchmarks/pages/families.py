@@ -1,29 +1,17 @@
-"""Makes docs/families.md from the records of the families in benchmarks/results.
-
-    python -m benchmarks.make_families_page
-
-The page holds no figure that is not in a record.
-"""
+"""docs/families.md: what DiSA saves in each family, and every official size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
-from disa.cli import DisaCommand
 from disa.errors import DisaError
 from disa.exporter.random_weights import SIZES
-from disa.runtime.bench_report import write_text
+from disa.tables import markdown
 
-from . import family_costs, family_savings, official_sizes
-from .markdown import markdown
-from .records import read_record
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "families.md"
+from .. import family_costs, family_savings, official_sizes
+from ..records import read_record
+from .page import hardware, notes
 
 Entry = Mapping[str, Any]
 
@@ -107,26 +95,19 @@ SECTIONS = (
 )
 INTRODUCTION = (
     "# The families, measured\n\n"
-    "Made by `python -m benchmarks.make_families_page` from the records in `benchmarks/results`. "
+    "Made by `python -m benchmarks.pages` from the records in `benchmarks/results`. "
     "All models have random weights of an official size. How each family is split into graphs is "
     "in [Adding a model family](adding-a-family.md); MAR's own measurements are in "
     "[Benchmarks](benchmarks.md)."
 )
 
 
-@click.command(cls=DisaCommand)
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
-@click.option("--page", type=click.Path(path_type=Path), default=PAGE)
-def main(results: Path, page: Path) -> None:
-    """Make the page of the families from their records."""
+def page(results: Path) -> str:
+    """The page in Markdown. It holds no figure that is not in a record."""
     parts = [part for section in SECTIONS for part in section_parts(section, results)]
     if not parts:
         raise DisaError(f"there are no records of families in {results}: measure them first")
-    notes = results / "families.md"
-    if notes.exists():
-        parts.append(notes.read_text(encoding="utf-8").strip())
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text("\n\n".join([INTRODUCTION, *parts]) + "\n", page)
+    return "\n\n".join([INTRODUCTION, *parts, *notes(results / "families.md")]) + "\n"
 
 
 def section_parts(section: Section, results: Path) -> list[str]:
@@ -136,30 +117,15 @@ def section_parts(section: Section, results: Path) -> list[str]:
     if not record or not record["entries"]:
         return []
     entries = record["entries"]
+    dates, loads = zip(*[section.when(entry) for entry in entries.values()], strict=True)
+    days = sorted({date[:10] for date in dates})
     missing = [name for name in section.known if name not in entries]
     parts = [
         f"## {section.title}",
         f"    python -m benchmarks.{section.kind} -o benchmarks/results/{section.kind}.json",
         section.text,
-        machine_of(record, [section.when(entry) for entry in entries.values()]),
+        f"{hardware(record)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, load average "
+        f"{min(loads)} to {max(loads)} at the start of each model.",
         markdown(section.headings, section.rows(entries), section.left),
     ]
     return [*parts, f"Not measured: {', '.join(missing)}."] if missing else parts
-
-
-def machine_of(record: Entry, moments: Sequence[tuple[str, float]]) -> str:
-    """The machine, the versions, when it was, and how busy the machine was."""
-    machine, versions = record["machine"], record["versions"]
-    named = [f"{name} {versions[name]}" for name in ("onnxruntime", "torch") if name in versions]
-    dates, loads = zip(*moments, strict=True)
-    days = sorted({date[:10] for date in dates})
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / (1 << 30):.0f} GiB, {', '.join(named)}, "
-        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, load average {min(loads)} to "
-        f"{max(loads)} at the start of each model."
-    )
-
-
-if __name__ == "__main__":
-    main()

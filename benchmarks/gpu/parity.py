@@ -1,4 +1,4 @@
-"""Whether every engine computes what it should: recorded runs, batch sizes, CUDA graphs."""
+"""Checks the results of every engine: recorded runs, batch sizes, CUDA graphs."""
 
 import time
 import traceback
@@ -9,22 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from disa.engines.build import EngineOptions, add_engines, build_engines, unpacked
-from disa.engines.gpu.device import present
-from disa.engines.gpu.profile import Range, dimensions, graph_profile
-from disa.engines.plan import Plan
-from disa.engines.tensorrt.flavour import TENSORRT_RTX, Flavour, find
-from disa.engines.tensorrt.logger import collect, logger_of
+from disa.engines.gpu.profile import Range
+from disa.engines.plan.traits import Role
+from disa.engines.tensorrt.build import EngineOptions, add_engines
 from disa.engines.tensorrt.session import TensorRTSession
 from disa.errors import DisaError
 from disa.exporter.export import export
+from disa.relative_error import relative_error
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.reference import Reference
-from disa.runtime.verify import REPLAYS
+from disa.runtime.replay.reference import RecordedRun
+from disa.runtime.replay.registry import REPLAYS
 
-from .gpu_check import golden_plan
+from ..gpu_check import golden_plan
+from ..official.contenders import session_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
 """Largest relative error against recorded runs in fp32, after all their iterations."""
@@ -32,8 +31,16 @@ CONFIGS = {"harmon": "config.json"}
 
 
 @dataclass
-class Check:
-    """One thing that was looked at."""
+class CheckResult:
+    """The result of a check.
+
+    Attributes:
+        name: name of the check.
+        engine: the engine that really ran.
+        passed: whether the errors are within the tolerance.
+        detail: a sentence about the result.
+        numbers: the errors and times.
+    """
 
     name: str
     engine: str
@@ -43,7 +50,7 @@ class Check:
 
 
 def plan_of(model: str, precision: str, folder: Path) -> Path:
-    """The plan of a golden model."""
+    """Export the plan of a golden model, unless it exists."""
     source, path = GOLDEN / model, folder / golden_plan(model, precision)
     if not path.exists():
         config = source / CONFIGS.get(model, "architecture.json")
@@ -52,7 +59,7 @@ def plan_of(model: str, precision: str, folder: Path) -> Path:
 
 
 def with_engines(path: Path, engine: str, batch: Range) -> Path:
-    """The plan with engines for `engine`, beside it; itself for ONNX Runtime."""
+    """Write a copy of a plan with compiled engines, unless it exists; `path` for ONNX Runtime."""
     if not engine.startswith("tensorrt"):
         return path
     output = path.with_name(f"{path.stem}-{engine}.plan")
@@ -62,7 +69,7 @@ def with_engines(path: Path, engine: str, batch: Range) -> Path:
 
 
 def unusable(engine: str, folder: Path) -> str:
-    """Why an engine cannot draw here; empty if it can."""
+    """The reason why an engine cannot be used here; empty if it can."""
     if engine == "cpu":
         return ""
     try:
@@ -73,8 +80,10 @@ def unusable(engine: str, folder: Path) -> str:
     return ""
 
 
-def checks(engine: str, precisions: list[str], models: list[str], folder: Path) -> Iterator[Check]:
-    """Everything that an engine is checked for, the first model by itself too."""
+def checks(
+    engine: str, precisions: list[str], models: list[str], folder: Path
+) -> Iterator[CheckResult]:
+    """All checks of an engine; if the first model is MAR, batch sizes and CUDA graphs too."""
     for precision in precisions:
         yield from replays(engine, models, [precision], folder, 1)
         if models[0] == "mar":
@@ -90,69 +99,14 @@ def checks(engine: str, precisions: list[str], models: list[str], folder: Path) 
             )
 
 
-def refusals(folder: Path) -> Iterator[tuple[str, Any]]:
-    """What TensorRT-RTX says of this GPU: while building, of an engine's header, on loading.
-
-    The engine is built for the architectures that it does support.
-    """
-    flavour = find(TENSORRT_RTX)
-    if isinstance(flavour, str):
-        yield "imported", flavour
-        return
-    gpu = present()
-    yield "gpu", None if gpu is None else f"{gpu.name}, sm_{gpu.sm}"
-    with Plan.open(plan_of("mar", "fp16", folder)) as plan:
-        if gpu is not None:
-            yield (
-                "disa's builder, for this GPU",
-                _asked(lambda: build_engines(plan, EngineOptions(TENSORRT_RTX, (gpu.sm,)))),
-            )
-            yield "its own builder, for the GPU present", own_builder(flavour, plan)
-        built = build_engines(plan, EngineOptions(TENSORRT_RTX, (80, 86, 89, 120)))[-1]
-    data = built.path.read_bytes()
-    with collect(flavour.trt) as messages:
-        runtime = flavour.trt.Runtime(logger_of(flavour.trt))
-        yield "validity of an engine", flavour.validity(runtime, memoryview(data)) or "valid"
-        loaded = runtime.deserialize_cuda_engine(data)
-        yield "loading an engine", "refused" if loaded is None else "done"
-        yield "messages", list(messages.errors)
-
-
-def own_builder(flavour: Flavour, plan: Plan) -> str:
-    """What the builder says that is given no architecture but the GPU in this machine."""
-    graph = plan.graph("decoder")
-    with collect(flavour.trt) as messages, unpacked(plan, graph) as path:
-        made = flavour.trt.Builder(logger_of(flavour.trt))
-        network = flavour.create_network(made)
-        flavour.trt.OnnxParser(network, logger_of(flavour.trt)).parse_from_file(str(path))
-        config = made.create_builder_config()
-        config.num_compute_capabilities = 1
-        taken = config.set_compute_capability(flavour.trt.ComputeCapability.CURRENT, 0)
-        profile = made.create_optimization_profile()
-        ranges = dimensions(plan.manifest.tokens, plan.manifest.defaults, Range(1, 2, 4))
-        for name, shapes in graph_profile(graph.name, graph.inputs, ranges).items():
-            profile.set_shape(name, shapes.minimum, shapes.usual, shapes.maximum)
-        config.add_optimization_profile(profile)
-        data = made.build_serialized_network(network, config) if taken else None
-        return "done" if data is not None else "; ".join(messages.errors) or "refused without words"
-
-
-def _asked(work: Callable[[], object]) -> str:
-    try:
-        work()
-    except DisaError as error:
-        return str(error)
-    return "done"
-
-
-def attempt(name: str, engine: str, check: Callable[[], Check]) -> Check:
-    """The outcome of a check; what is raised is a failure with its words."""
+def attempt(name: str, engine: str, check: Callable[[], CheckResult]) -> CheckResult:
+    """Run a check; an exception becomes a failed result."""
     started = time.perf_counter()
     try:
         result = check()
-    # Whatever goes wrong the first time on a GPU, the other checks are to be done.
+    # The other checks must run, whatever goes wrong in this one.
     except Exception as error:
-        result = Check(name, engine, False, f"{type(error).__name__}: {error}")
+        result = CheckResult(name, engine, False, f"{type(error).__name__}: {error}")
         result.numbers["traceback"] = traceback.format_exc()[-3000:]
     result.numbers["seconds"] = round(time.perf_counter() - started, 2)
     return result
@@ -160,8 +114,8 @@ def attempt(name: str, engine: str, check: Callable[[], Check]) -> Check:
 
 def replays(
     engine: str, models: list[str], precisions: list[str], folder: Path, most: int
-) -> Iterator[Check]:
-    """Recorded runs replayed through an engine, at most `most` a model."""
+) -> Iterator[CheckResult]:
+    """Replay recorded runs with an engine, at most `most` of each model."""
     for model in models:
         for precision in precisions:
             for reference in sorted((GOLDEN / model).glob("*.npz"))[:most]:
@@ -173,13 +127,13 @@ def replays(
                 )
 
 
-def _replay(engine: str, model: str, precision: str, reference: Path, folder: Path) -> Check:
+def _replay(engine: str, model: str, precision: str, reference: Path, folder: Path) -> CheckResult:
     path = with_engines(plan_of(model, precision, folder), engine, Range(1, 2, 4))
     pipe = Pipeline.from_plan(path, engine, exact=True)
-    found = REPLAYS[pipe.plan.manifest.family](pipe, Reference(reference))
+    found = REPLAYS[pipe.plan.manifest.family](pipe, RecordedRun(reference))
     worst = max(float(entry.relative) for entry in found)
     limit = TOLERANCES[precision]
-    return Check(
+    return CheckResult(
         f"{model} {precision} {reference.stem}",
         pipe.engine,
         worst <= limit,
@@ -188,41 +142,43 @@ def _replay(engine: str, model: str, precision: str, reference: Path, folder: Pa
     )
 
 
-def batch_invariance(engine: str, precision: str, folder: Path, sizes: tuple[int, ...]) -> Check:
-    """Every image of a batch against the same image drawn alone."""
+def batch_invariance(
+    engine: str, precision: str, folder: Path, sizes: tuple[int, ...]
+) -> CheckResult:
+    """Compare every image of a batch with the same image generated alone."""
     path = with_engines(plan_of("mar", precision, folder), engine, Range(1, 2, 4))
     pipe = Pipeline.from_plan(path, engine, exact=True)
     labels, iterations = list(range(max(sizes))), min(8, pipe.plan.manifest.tokens["count"])
 
-    def draw(batch: int) -> np.ndarray:
+    def generate(batch: int) -> np.ndarray:
         return pipe(labels, num_iterations=iterations, batch_size=batch, seed=3).latents
 
-    alone, worst, equal = draw(1), 0.0, 0
+    alone, worst, equal = generate(1), 0.0, 0
     for size in sizes:
-        for image, reference in zip(draw(size), alone, strict=True):
-            worst = max(worst, relative(image, reference))
+        for image, reference in zip(generate(size), alone, strict=True):
+            worst = max(worst, relative_error(image, reference))
             equal += bool(np.array_equal(image, reference))
-    # The first batch size is 1: what runs twice must be the same to the last bit.
-    repeated = np.array_equal(draw(1), alone)
+    # The first batch size is 1: the same run twice must give identical results.
+    repeated = np.array_equal(generate(1), alone)
     limit = TOLERANCES[precision]
-    return Check(
+    return CheckResult(
         f"batch sizes {sizes} {precision}",
         pipe.engine,
         worst <= limit and repeated,
-        f"relative difference {worst:.1e}, {equal} of {len(sizes) * len(labels)} images equal to "
-        f"the last bit, the same run twice {'equal' if repeated else 'DIFFERENT'}",
+        f"relative difference {worst:.1e}, {equal} of {len(sizes) * len(labels)} images "
+        f"identical, the same run twice {'identical' if repeated else 'DIFFERENT'}",
         {"relative_difference": worst, "equal": equal, "images": len(sizes) * len(labels)},
     )
 
 
-def graph_against_plain(engine: str, precision: str, folder: Path) -> Check:
-    """The head's steps as CUDA graphs against the same steps one by one, shapes taking turns."""
+def graph_against_plain(engine: str, precision: str, folder: Path) -> CheckResult:
+    """Compare head steps in CUDA graphs with the same steps one by one, with alternating shapes."""
     path = with_engines(plan_of("mar", precision, folder), engine, Range(1, 2, 4))
     pipe = Pipeline.from_plan(path, engine)
-    head: Any = pipe.sessions["head"]
+    head: Any = session_of(pipe, Role.STEP)
     name = f"CUDA graph {precision}"
     if not isinstance(head, TensorRTSession) and head.cuda is None:
-        return Check(name, pipe.engine, True, "this engine makes no CUDA graphs")
+        return CheckResult(name, pipe.engine, True, "this engine makes no CUDA graphs")
     loops = [head_arrays(pipe, rows, steps) for rows, steps in ((5, 12), (40, 7), (1, 3))]
     plain: list[np.ndarray] = []
     worst, seconds = 0.0, [0.0, 0.0]
@@ -234,10 +190,10 @@ def graph_against_plain(engine: str, precision: str, folder: Path) -> Check:
             seconds[turn > 0] = time.perf_counter() - started
             if turn == 0:
                 plain.append(found)
-            worst = max(worst, relative(found, plain[index]))
+            worst = max(worst, relative_error(found, plain[index]))
     failed, done = graphs_made(head)
     limit = 1e-6 if precision == "fp32" else 1e-3
-    return Check(
+    return CheckResult(
         name,
         pipe.engine,
         worst <= limit and not failed,
@@ -247,7 +203,7 @@ def graph_against_plain(engine: str, precision: str, folder: Path) -> Check:
 
 
 def switch_graphs(head: Any, on: bool) -> None:
-    """Let a session replay CUDA graphs, or not; TensorRT-RTX decides by itself."""
+    """Turn CUDA graphs of a session on or off; TensorRT-RTX decides by itself."""
     if not isinstance(head, TensorRTSession):
         if head.cuda is not None:
             head.cuda.engine.use_graphs = on
@@ -256,7 +212,7 @@ def switch_graphs(head: Any, on: bool) -> None:
 
 
 def graphs_made(head: Any) -> tuple[str, str]:
-    """Why no CUDA graphs were made, empty if they were; and what was done."""
+    """The reason why no CUDA graphs were captured, empty if they were; and the counts."""
     if not isinstance(head, TensorRTSession):
         made = head.cuda.engine
         nothing = "" if made.counts.replayed else "nothing was replayed"
@@ -273,7 +229,7 @@ def graphs_made(head: Any) -> tuple[str, str]:
 def head_arrays(pipe: Pipeline, rows: int, steps: int) -> tuple[dict[str, Any], ...]:
     """Constants, per-step inputs and state for the head of a pipeline's plan."""
     rng, given = np.random.default_rng(0), {}
-    for spec in pipe.sessions["head"].inputs:
+    for spec in session_of(pipe, Role.STEP).inputs:
         sizes = {"rows": rows, "guidance": 2, "steps": steps}
         shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
         if spec.name not in ("step", "noise"):
@@ -286,10 +242,3 @@ def head_arrays(pipe: Pipeline, rows: int, steps: int) -> tuple[dict[str, Any], 
         "noise": rng.standard_normal((steps, rows, channels)).astype(np.float32),
     }
     return given, per_step, state
-
-
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Norm of the difference over the norm; infinite if anything is not finite."""
-    error, norm = float(np.linalg.norm(found - wanted)), float(np.linalg.norm(wanted))
-    difference = error / max(norm, 1e-30)
-    return difference if np.isfinite(difference) else float("inf")

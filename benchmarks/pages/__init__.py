@@ -1,0 +1,1 @@
+"""The measured pages of docs/, made from the records in benchmarks/results."""

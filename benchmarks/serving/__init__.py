@@ -1,0 +1,1 @@
+"""disa-serve under load: measurements, simulation, and a soak test."""
