@@ -50,7 +50,7 @@ def test_nothing_heavy_is_there(small_site: Path) -> None:
 
 def test_disa_run_draws_without_pytorch(small_site: Path, pixel_plan: Path, tmp_path: Path) -> None:
     arguments = [str(pixel_plan), "--num", "3", "-o", str(tmp_path), "--steps", "3:2"]
-    code = f"from disa.runtime.run import main\nmain({arguments!r}, prog_name='disa-run')"
+    code = f"from disa.commands.run import main\nmain({arguments!r}, prog_name='disa-run')"
     done = python(small_site, code)
     assert done.returncode == 0, done.stderr
     assert "CPUExecutionProvider" in done.stdout
@@ -64,15 +64,15 @@ def test_the_pipeline_and_inspect_work_without_pytorch(small_site: Path, pixel_p
         "print(pipe(['bag'], num_iterations=2, steps='2').images.shape)"
     )
     assert python(small_site, code).stdout.strip() == "(1, 8, 8, 1)"
-    code = f"from disa.engines.inspect import main\nmain([{str(pixel_plan)!r}, '--check'])"
+    code = f"from disa.commands.inspect import main\nmain([{str(pixel_plan)!r}, '--check'])"
     assert python(small_site, code).returncode == 0
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "from disa.exporter.cli import main\nmain(['x.pth'], prog_name='disa-export')",
-        "from disa.runtime.verify import main\nmain([PLAN, '--against', 'x.pth'])",
+        "from disa.commands.export import main\nmain(['x.pth'], prog_name='disa-export')",
+        "from disa.commands.verify import main\nmain([PLAN, '--against', 'x.pth'])",
         "import disa\ntry:\n    disa.export\nexcept disa.DisaError as error:\n"
         "    raise SystemExit(str(error))",
     ],

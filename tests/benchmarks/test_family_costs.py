@@ -17,8 +17,8 @@ def test_variants_differ_in_their_steps_only() -> None:
             upper, lower = other.pop("steps").split(":")
             assert upper == lower
             assert other == disa
-    assert [v["iterations"] for v in variants("mar_b", 8)] == [8, 8, 8]
-    assert all("iterations" not in v for v in variants("xar_b", 8))
+    assert [v["num_iterations"] for v in variants("mar_b", 8)] == [8, 8, 8]
+    assert all("num_iterations" not in v for v in variants("xar_b", 8))
 
 
 def test_a_model_is_compared(

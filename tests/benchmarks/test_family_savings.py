@@ -7,9 +7,11 @@ from click.testing import CliRunner
 
 from benchmarks import family_savings
 from benchmarks.family_savings import hoisted_rows, main
-from disa.exporter import harmon, mar_config, qwen2
-from disa.exporter.flowar_config import Config as FlowARConfig
-from disa.exporter.xar_config import Config as XARConfig
+from disa.exporter.families import harmon
+from disa.exporter.families.configs.flowar import FlowARConfig
+from disa.exporter.families.configs.mar import MARConfig
+from disa.exporter.families.configs.xar import XARConfig
+from disa.exporter.layers import qwen2
 
 STACKS = {
     "encoder_embed_dim": 32,
@@ -26,7 +28,7 @@ TINY: dict[str, Any] = {
     "xar_b": XARConfig(**STACKS),
     "harmon_0.5b": harmon.Config(
         qwen2.Config(64, 32, 48, 2, 2, 1),
-        mar_config.Config(64, 16, 1, 16, 1000, 4, 32, 1, 2, 32, 1, 2, 1, 32),
+        MARConfig(64, 16, 1, 16, 1000, 4, 32, 1, 2, 32, 1, 2, 1, 32),
     ),
 }
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu_check, gpu_part
-from benchmarks.gpu_check import ROOT, SITE, Check, Part, install, main, parts_of, targets
+from benchmarks import gpu_check
+from benchmarks.gpu import part as gpu_part
+from benchmarks.gpu_check import ROOT, SITE, GpuCheck, Part, install, main, parts_of, targets
 
 PROGRAM = """
     import json, os, sys, time
@@ -31,15 +32,15 @@ PROGRAM = """
 
 
 @pytest.fixture
-def check(tmp_path: Path) -> Check:
+def check(tmp_path: Path) -> GpuCheck:
     program = tmp_path / "part.py"
     program.write_text(textwrap.dedent(PROGRAM))
-    made = Check("cpu", 1, tmp_path / "result.json", tmp_path)
+    made = GpuCheck("cpu", 1, tmp_path / "result.json", tmp_path)
     made.program = [sys.executable, str(program)]
     return made
 
 
-def test_a_part_that_crashes_or_hangs_takes_nothing_with_it(check: Check) -> None:
+def test_a_part_that_crashes_or_hangs_takes_nothing_with_it(check: GpuCheck) -> None:
     def run(name: str, kind: str, content: str, seconds: float = 30) -> dict[str, object]:
         check.run(Part(name, (kind, content), seconds), {})
         written: dict[str, object] = json.loads(check.output.read_text())
@@ -81,7 +82,7 @@ def test_targets_are_of_one_run() -> None:
 def test_what_the_targets_need_comes_first() -> None:
     names = [part.name for part in parts_of(False, ["cuda", "tensorrt"])]
     assert len(names) == len(set(names))
-    early = names[: names.index("refusals")]
+    early = names[: names.index("mar_l cuda")]
     assert {"checks cuda", "mar_b cuda", "mar_b tensorrt", "mar_b eager"} <= set(early)
     for size in ("mar_l", "mar_h"):
         assert {f"{size} cuda", f"{size} eager", f"{size} compile"} <= set(names)
@@ -129,7 +130,7 @@ def test_no_package_is_needed_to_begin_with() -> None:
     subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
 
 
-def test_a_part_waits_for_its_plan(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_waits_for_its_plan(check: GpuCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.dumps({"passed": True, "hang": 1})
     monkeypatch.setattr(gpu_check, "EXPORTS", Part("exports", ("check", content), 60))
     check.begin_exports({})
@@ -142,7 +143,7 @@ def test_a_part_waits_for_its_plan(check: Check, monkeypatch: pytest.MonkeyPatch
     check.end_exports()
     assert check.parts[-1] | {"seconds": 0} == {
         "part": "exports",
-        "outcome": "stopped: its time was up",
+        "outcome": "stopped: time limit",
         "seconds": 0,
     }
     # What was exported tells nothing of whether checks passed.
@@ -176,12 +177,12 @@ def test_graphs_are_compared_with_plain_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from benchmarks import gpu_parity
+    from benchmarks.gpu import parity
     from tests.engines.fake_onnxruntime import use_fake_gpu
 
     use_fake_gpu(monkeypatch, breaks="CUDA failure 900" if broken else "")
     monkeypatch.setattr("disa.engines.open.ENGINES", ("device",))
-    monkeypatch.setattr(gpu_parity, "plan_of", lambda name, precision, _: golden_plan(name))
-    found = gpu_parity.graph_against_plain("device", "fp32", tmp_path)
+    monkeypatch.setattr(parity, "plan_of", lambda name, precision, _: golden_plan(name))
+    found = parity.graph_against_plain("device", "fp32", tmp_path)
     assert found.passed is not broken
     assert ("CUDA failure 900" if broken else "replayed=") in found.detail

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import growth
 from benchmarks.growth import draw_growth, grow, growth_rows
-from disa.exporter.mar_config import Config
+from disa.exporter.families.configs.mar import MARConfig
 
 AXES = {"batch_size": (1, 3), "steps": (2, 4), "tokens": (16, 36)}
 
@@ -16,7 +16,7 @@ def test_work_follows_what_is_varied(
 ) -> None:
     sizes = []
 
-    def write(config: Config, precision: str, path: Path) -> Path:
+    def write(config: MARConfig, precision: str, path: Path) -> Path:
         sizes.append(config.img_size)
         return Path(shutil.copy(golden_plan("mar"), path))
 

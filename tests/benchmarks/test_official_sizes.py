@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import official_sizes
-from benchmarks.alone import Alone
 from benchmarks.official_sizes import main
-from disa.exporter.xar_config import Config
+from benchmarks.process import ProcessResult
+from disa.exporter.families.configs.xar import XARConfig
 
-TINY = Config(
+TINY = XARConfig(
     encoder_embed_dim=16,
     encoder_depth=1,
     encoder_num_heads=2,
@@ -23,12 +23,12 @@ TINY = Config(
 )
 
 
-def here(function: Callable[..., Any], *arguments: Any) -> Alone[Any]:
-    return Alone(function(*arguments), 1.5, 1.25, 3 << 30, None)
+def in_this_process(function: Callable[..., Any], *arguments: Any) -> ProcessResult[Any]:
+    return ProcessResult(function(*arguments), 1.5, 1.25, 3 << 30, None)
 
 
-def test_sizes_are_exported_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(official_sizes, "run_alone", here)
+def test_sizes_are_exported_and_generated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(official_sizes, "run_in_process", in_this_process)
     monkeypatch.setattr(official_sizes, "official_config", lambda size: TINY)
     output, scratch = tmp_path / "sizes.json", tmp_path / "scratch"
     scratch.mkdir()
@@ -50,4 +50,4 @@ def test_sizes_are_exported_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_size_that_does_not_exist() -> None:
     result = CliRunner().invoke(main, ["--only", "mar_x"])
     assert result.exit_code == 1
-    assert "there is no mar_x: choose of mar_b" in result.output
+    assert "there is no mar_x: choose from mar_b" in result.output

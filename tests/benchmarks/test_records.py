@@ -1,9 +1,10 @@
 import json
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-from benchmarks.records import choose, read_entries, write_entries
+from benchmarks.records import choose, least, read_entries, write_entries
 from disa.errors import DisaError
 
 
@@ -25,7 +26,7 @@ def test_entries_are_kept_and_ordered(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(DisaError, match="no record of sizes"):
+    with pytest.raises(DisaError, match="not a record of sizes"):
         read_entries(path, "sizes")
 
 
@@ -40,5 +41,13 @@ def test_names_are_chosen() -> None:
     assert choose(None, ["a", "b"]) == ["a", "b"]
     assert choose("b, a", ["a", "b"]) == ["b", "a"]
     for wrong in ("c", "", "a,,b"):
-        with pytest.raises(DisaError, match="choose of a, b"):
+        with pytest.raises(DisaError, match="choose from a, b"):
             choose(wrong, ["a", "b"])
+
+
+def test_the_least_of_the_tries_without_the_first_call() -> None:
+    calls = []
+    readings = iter(accumulate([0, 3, 1, 2, 1, 5]))  # Tries of 3, 2 and 5 seconds.
+
+    assert least(lambda: calls.append(None), lambda: next(readings), tries=3) == 2
+    assert len(calls) == 4

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from disa.calibration.cli import main
-from disa.engines.plan import Plan
-from disa.engines.plan_writer import PlanWriter
-from disa.exporter.tokenizer import read_tokenizer
-from disa.runtime.prompt import TOKENIZER_MEMBER
-from disa.runtime.run import main as run
-from disa.runtime.schedule import read_schedule
+from disa.commands.calibrate import main
+from disa.commands.run import main as run
+from disa.engines.plan.plan import Plan
+from disa.engines.plan.writer import PlanWriter
+from disa.exporter.checkpoints.tokenizer import read_tokenizer
+from disa.runtime.families.conditions.prompt import TOKENIZER_MEMBER
+from disa.runtime.sampling.schedule import read_schedule
 
 from ..conftest import ExportGolden
 from ..tiny_tokenizer import write_vocabulary

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from disa.exporter.mar import MAR
-from disa.exporter.mar_config import Config
+from disa.exporter.families.configs.mar import MARConfig
+from disa.exporter.families.mar import MAR
 
-CONFIG = Config(
+CONFIG = MARConfig(
     img_size=8,
     vae_stride=1,
     patch_size=2,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from demo import evaluate, fashion_mnist
-from demo.classifier import FEATURES, Classifier, judge
+from demo import evaluate
+from demo.classifier import Classifier
+from demo.quality import Quality, spread_classes
 from disa.errors import DisaError
 from disa.runtime.stats import Stats
 
@@ -18,29 +18,31 @@ Write = Callable[..., None]
 
 
 class FakePipeline:
-    """Draws flat images whose grey value tells the image's number."""
+    """Generates flat images whose grey value is the number of the image."""
 
     engine = "none"
+    family = SimpleNamespace(classes=10)
     plan = SimpleNamespace(manifest=SimpleNamespace(defaults={"cfg": 2.0}))
 
     def __init__(self, slow: str) -> None:
         self.slow = slow
         self.calls: list[tuple[Any, Any]] = []
 
-    def __call__(self, labels: list[int], **options: Any) -> SimpleNamespace:
+    def __call__(self, class_labels: list[int], **options: Any) -> SimpleNamespace:
         self.calls.append((options.get("strategy"), options.get("first_image")))
-        stats = Stats(images=len(labels), head_calls=10, head_rows=5 * len(labels))
-        stats.seconds = {"head": 1.0, "total": 4.0 if options.get("strategy") == self.slow else 2.0}
-        number = options.get("first_image", 0) + np.arange(len(labels))
-        images = np.broadcast_to(number[:, None, None, None], (len(labels), 32, 32, 1))
+        stats = Stats(images=len(class_labels), head_calls=10, head_rows=5 * len(class_labels))
+        slow = options.get("strategy") == self.slow
+        stats.seconds = {"head": 1.0, "backbone": 0.5, "total": 4.0 if slow else 2.0}
+        number = options.get("first_image", 0) + np.arange(len(class_labels))
+        images = np.broadcast_to(number[:, None, None, None], (len(class_labels), 32, 32, 1))
         return SimpleNamespace(images=images.astype(np.uint8), stats=stats)
 
 
-def test_schedules_take_turns_and_draw_the_same_images() -> None:
+def test_schedules_alternate_and_generate_the_same_images() -> None:
     pipeline = FakePipeline("fixed")
-    entries = [evaluate.Entry(Path("a.plan"), text) for text in ("fixed 50", "linear 50:5")]
+    runs = [evaluate.ScheduleRun(Path("a.plan"), text) for text in ("fixed 50", "linear 50:5")]
     pipelines: Any = {Path("a.plan"): pipeline}
-    evaluate.draw(pipelines, entries, evaluate.spread_classes(25), 10, {})
+    evaluate.generate(pipelines, runs, spread_classes(25), 10, {})
     assert pipeline.calls == [
         ("fixed", 0),
         ("linear", 0),
@@ -49,31 +51,17 @@ def test_schedules_take_turns_and_draw_the_same_images() -> None:
         ("fixed", 20),
         ("linear", 20),
     ]
-    for entry in entries:
-        assert np.concatenate(entry.images)[:, 0, 0].tolist() == list(range(25))
-        assert entry.stats.images == 25
+    for run in runs:
+        assert np.concatenate(run.images)[:, 0, 0].tolist() == list(range(25))
+        assert run.stats.images == 25
 
 
 def test_a_schedule_without_steps_is_refused() -> None:
     with pytest.raises(DisaError, match="linear 50:5"):
-        _ = evaluate.Entry(Path("a.plan"), "linear").options
+        _ = evaluate.ScheduleRun(Path("a.plan"), "linear").options
 
 
-def test_classes_come_in_turn() -> None:
-    assert evaluate.spread_classes(12).tolist() == [*range(10), 0, 1]
-
-
-def test_judging_gives_features_and_classes() -> None:
-    torch.manual_seed(0)
-    model = Classifier().eval()
-    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32)).astype(np.uint8)
-    features, classes = judge(model, images, batch_size=3)
-    assert features.shape == (7, FEATURES)
-    pixels = torch.from_numpy(fashion_mnist.to_model(images)).unsqueeze(1)
-    np.testing.assert_array_equal(classes, model(pixels).argmax(1).numpy())
-
-
-def test_the_report_has_table_numbers_and_picture(
+def test_the_result_has_a_table_numbers_and_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_split: Write
 ) -> None:
     random = np.random.default_rng(0)
@@ -84,9 +72,8 @@ def test_the_report_has_table_numbers_and_picture(
         evaluate.Pipeline, "from_plan", lambda *_, **__: FakePipeline("fixed"), raising=True
     )
     output = tmp_path / "results" / "demo"
-    evaluate.report(
-        [Path("a.plan")],
-        ["fixed 50", "linear 50:5"],
+    evaluate.evaluate(
+        [evaluate.ScheduleRun(Path("a.plan"), each) for each in ("fixed 50", "linear 50:5")],
         num=40,
         batch_size=20,
         options={"guidance_scale": None, "seed": 0},
@@ -101,6 +88,7 @@ def test_the_report_has_table_numbers_and_picture(
     assert lines[3].startswith("| linear 50:5 | 10 | 2.0 | 4.0 | 2.00x |")
     content = json.loads(output.with_suffix(".json").read_text())
     assert content["rows"][1]["speedup"] == 2
+    assert content["rows"][1]["backbone_seconds"] == 1
     assert 0 <= content["real"]["accuracy"] <= 1
     with Image.open(output.with_suffix(".png")) as picture:
         assert picture.size == (120 + 20 * 64, 2 * 64)
@@ -108,7 +96,7 @@ def test_the_report_has_table_numbers_and_picture(
 
 def test_schedules_as_options() -> None:
     def options(schedule: str) -> dict[str, object]:
-        return evaluate.Entry(Path("a.plan"), schedule).options
+        return evaluate.ScheduleRun(Path("a.plan"), schedule).options
 
     assert options("linear 50:5") == {"strategy": "linear", "steps": "50:5"}
     assert options("fitted a.json") == {"schedule": "a.json"}
@@ -117,3 +105,14 @@ def test_schedules_as_options() -> None:
         "steps": "50:5",
         "tolerance": 0.1,
     }
+
+
+def test_full_passes_of_a_cached_backbone() -> None:
+    run = evaluate.ScheduleRun(Path("a.plan"), "linear 50:5", "4:4")
+    assert run.options == {"strategy": "linear", "steps": "50:5", "refresh": "4:4"}
+    run.stats.seconds = {"head": 1.0, "backbone": 0.5, "total": 2.0}
+    run.images = [np.zeros((2, 32, 32), np.uint8)]
+    run.stats.images = 2
+    score = Quality(0.5, 1.0)
+    text = evaluate.table([evaluate.row_of(run, score, None)], score, False)
+    assert "| linear 50:5, refresh 4:4 |" in text

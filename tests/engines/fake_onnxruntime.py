@@ -15,8 +15,8 @@ import onnxruntime
 import pytest
 
 from disa.engines.gpu.array import Stream
-from disa.engines.onnxruntime import PROVIDERS
-from disa.engines.providers import CPU, Kind, Provider
+from disa.engines.ort.providers import CPU, Kind, Provider
+from disa.engines.ort.session import PROVIDERS
 
 from .gpu.fake_device import PATTERN, FakeDevice
 
@@ -185,6 +185,6 @@ def use_fake_gpu(monkeypatch: pytest.MonkeyPatch, **behaviour: str) -> type[Fake
         capturing={"providers": [CPU], "capture": True},
     )
     fake = Kind(lambda *_: provider, lambda _: True)
-    monkeypatch.setattr("disa.engines.onnxruntime.PROVIDERS", {**PROVIDERS, "device": fake})
+    monkeypatch.setattr("disa.engines.ort.session.PROVIDERS", {**PROVIDERS, "device": fake})
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     return session

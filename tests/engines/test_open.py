@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from disa.engines import open as opening
-from disa.engines.onnxruntime import OnnxRuntimeSession
 from disa.engines.open import ENGINES, choose_engine, open_session
-from disa.engines.plan import Plan, PlanWriter
+from disa.engines.openvino.session import OpenVINOSession
+from disa.engines.ort.session import OnnxRuntimeSession
+from disa.engines.plan.plan import Plan, PlanWriter
 from disa.errors import DisaError, MissingDependency
 
 from .tiny_graphs import HEAD_ENGINE
@@ -20,13 +21,13 @@ from .tiny_graphs import HEAD_ENGINE
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes this machine one that has some providers, fast bf16, and a TensorRT backend."""
 
-    def build(*runs: str, fast: bool = False, backend: str | None = None) -> None:
+    def build(*runs: str, backend: str | None = None) -> None:
         tensorrt = ModuleType("tensorrt")
         tensorrt.usable_backend = lambda plan: backend  # type: ignore[attr-defined]
         tensorrt.open_engine = lambda plan, graph, name: (graph, name)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "disa.engines.tensorrt.open", tensorrt)
+        monkeypatch.setitem(sys.modules, "disa.engines.tensorrt.load", tensorrt)
         monkeypatch.setattr(opening, "provider_runs", lambda engine: engine in runs)
-        monkeypatch.setattr(opening, "fast_bfloat16", lambda: fast)
+        monkeypatch.setattr(opening, "installed", lambda package: package in ("onnxruntime", *runs))
 
     return build
 
@@ -41,23 +42,54 @@ def with_engine(plan_path: Path) -> Path:
 
 def test_auto_takes_the_fastest_that_runs(machine: Any, with_engine: Path) -> None:
     with Plan.open(with_engine) as plan:
-        for runs, fast, backend, auto, onnxruntime in [
-            ((), True, None, "cpu", "cpu"),
-            (("cuda", "openvino"), True, None, "cuda", "cuda"),
-            (("cuda", "openvino"), True, "tensorrt-rtx", "tensorrt-rtx", "cuda"),
-            (("openvino",), True, None, "openvino", "openvino"),
-            (("openvino",), False, None, "cpu", "cpu"),
+        for runs, backend, auto, onnxruntime in [
+            ((), None, "cpu", "cpu"),
+            (("cuda", "openvino"), None, "cuda", "cuda"),
+            (("cuda", "openvino"), "tensorrt-rtx", "tensorrt-rtx", "cuda"),
+            (("openvino",), None, "openvino", "cpu"),
         ]:
-            machine(*runs, fast=fast, backend=backend)
+            machine(*runs, backend=backend)
             assert choose_engine(plan) == auto
             assert choose_engine(plan, "onnxruntime") == onnxruntime
 
 
 def test_openvino_is_not_chosen_for_fp32(machine: Any, plan_path: Path) -> None:
-    machine("openvino", fast=True)
+    machine("openvino")
     with Plan.open(plan_path) as plan:
         assert choose_engine(plan, "auto", "fp32") == "cpu"
         assert choose_engine(plan, "openvino", "fp32") == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "computed"),
+    [("auto", None, "fp32"), ("openvino", None, None), ("openvino", "fp32", "fp32")],
+)
+def test_auto_does_not_approximate(
+    engine: str,
+    asked: str | None,
+    computed: str | None,
+    machine: Any,
+    plan_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(
+        "disa.engines.openvino.session.OpenVINOSession",
+        lambda plan, graph, threads, precision: opened.append(precision),
+    )
+    machine("openvino")
+    with Plan.open(plan_path) as plan:
+        open_session(plan, "head", engine, precision=asked)
+    assert opened == [computed]
+
+
+def test_openvino_alone_is_enough(
+    machine: Any, plan_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    monkeypatch.setattr(opening, "installed", lambda package: package == "openvino")
+    with Plan.open(plan_path) as plan:
+        assert choose_engine(plan, precision="fp32") == "openvino"
 
 
 def test_a_plan_without_engines_does_not_ask_tensorrt(machine: Any, plan_path: Path) -> None:
@@ -71,6 +103,7 @@ def test_what_is_chosen_is_opened(machine: Any, plan_path: Path) -> None:
     with Plan.open(plan_path) as plan:
         for engine in ("auto", "onnxruntime", "cpu"):
             assert isinstance(open_session(plan, "head", engine), OnnxRuntimeSession)
+        assert isinstance(open_session(plan, "head", "openvino"), OpenVINOSession)
         assert open_session(plan, "head", "tensorrt") == ("head", "tensorrt")
         assert open_session(plan, "head", "tensorrt-rtx") == ("head", "tensorrt-rtx")
 
@@ -100,9 +133,9 @@ def test_plans_run_without_torch_and_onnx(plan_path: Path) -> None:
         sys.modules["torch"] = sys.modules["onnx"] = None
 
         import numpy as np
-        from disa.engines.inspect import main
+        from disa.commands.inspect import main
         from disa.engines.open import open_session
-        from disa.engines.plan import Plan
+        from disa.engines.plan.plan import Plan
 
         with Plan.open(sys.argv[1]) as plan:
             inputs = {"x": np.ones((2, 4), np.float32), "order": np.array([1, 0])}

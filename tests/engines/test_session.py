@@ -1,29 +1,25 @@
 """What every backend must do alike."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from disa.engines.onnxruntime import OnnxRuntimeSession, provider_runs
-from disa.engines.plan import Plan
+from disa.engines.open import open_session
+from disa.engines.ort.session import OnnxRuntimeSession, provider_runs
+from disa.engines.plan.plan import Plan
 from disa.engines.session import Session, iterate_by_run
 from disa.errors import DisaError
 
 from .fake_onnxruntime import use_fake_gpu
-from .tiny_graphs import (
-    CHANNELS,
-    expected_backbone,
-    expected_head,
-    expected_loop,
-    head_loop,
-)
+from .tiny_graphs import CHANNELS, expected_backbone, expected_head, expected_loop, head_loop
 
 Open = Callable[[str], Session]
 
 # "device" is the path of GPUs, on a fake one. A real one is added where it runs.
-BACKENDS = ["cpu", "unpacked", "device", *(e for e in ("cuda", "openvino") if provider_runs(e))]
+BACKENDS = ["cpu", "unpacked", "openvino", "device", *(["cuda"] if provider_runs("cuda") else [])]
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -34,12 +30,13 @@ def load(
     """Opens a graph of the tiny plan on a backend."""
     if request.param == "device":
         use_fake_gpu(monkeypatch)
-    engine = "cpu" if request.param == "unpacked" else request.param
-    precision = "fp32" if request.param in ("cuda", "openvino") else None
+    prepack = request.param != "unpacked"
     with Plan.open(plan_path) as plan:
-        yield lambda graph: OnnxRuntimeSession(
-            plan, graph, engine, precision=precision, prepack=request.param != "unpacked"
-        )
+        if request.param == "device":
+            yield lambda graph: OnnxRuntimeSession(plan, graph, "device")
+        else:
+            engine = request.param if prepack else "cpu"
+            yield lambda graph: open_session(plan, graph, engine, precision="fp32", prepack=prepack)
 
 
 def test_a_run_computes_the_graph(load: Open) -> None:
@@ -147,7 +144,10 @@ def test_inputs_in_pieces_are_taken(load: Open) -> None:
 
 
 def test_the_description_names_what_runs(load: Open) -> None:
-    assert "ExecutionProvider fp32" in load("head").description
+    assert re.fullmatch(
+        r"ONNX Runtime [\d.]+ \w+ExecutionProvider fp32(, .*)?|OpenVINO [\d.]+ CPU fp32",
+        load("head").description,
+    )
 
 
 def _inputs(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -162,7 +162,7 @@ def _inputs(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (_inputs(class_index=None), "class_index.* is missing: given were tokens"),
+        (_inputs(class_index=None), "class_index.* is missing: the inputs are tokens"),
         (_inputs(more=np.zeros(1)), "no input named more"),
         (_inputs(tokens=np.zeros((2, 3, CHANNELS))), "tokens.* of type float64"),
         (_inputs(class_index=np.zeros((1, 3), np.int32)), "class_index.* of type int32"),

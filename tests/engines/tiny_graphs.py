@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from disa.engines.manifest import EngineInfo, ShapeRange
-from disa.engines.plan import PlanWriter
+from disa.engines.plan.engine_info import EngineInfo, ShapeRange
+from disa.engines.plan.plan import PlanWriter
+from disa.engines.plan.traits import GraphTraits, Role
 from disa.engines.session import TensorSpec
 
 CHANNELS = 4
@@ -20,7 +21,7 @@ CONTENT = {
     "model": {"class_num": CLASSES, "mlp_ratio": 4.0},
     "tokens": {"count": 16, "channels": CHANNELS},
     "image": {"height": 8, "width": 8},
-    "defaults": {"steps": "50:5", "cfg": 2.5},
+    "defaults": {"steps": "50:5", "guidance_scale": 2.5},
     "class_names": ["bag", "boot", "coat"],
     "source": {"file": "tiny.pth"},
 }
@@ -44,6 +45,9 @@ HEAD_ENGINE = EngineInfo(
 Arrays = Mapping[str, np.ndarray]
 
 
+ONCE = GraphTraits(Role.ONCE)
+
+
 @dataclass(frozen=True)
 class TinyGraph:
     """An ONNX file, the content of its external data and its interface."""
@@ -53,6 +57,7 @@ class TinyGraph:
     data: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    traits: GraphTraits = ONCE
 
 
 class External:
@@ -98,7 +103,8 @@ def head() -> TinyGraph:
     )
     outputs = (TensorSpec("next_x", "float32", ("rows", CHANNELS)),)
     model = as_model(nodes, constants, inputs, outputs)
-    return TinyGraph("head", model.SerializeToString(), external.data, inputs, outputs)
+    traits = GraphTraits(Role.STEP, split="rows")
+    return TinyGraph("head", model.SerializeToString(), external.data, inputs, outputs, traits)
 
 
 def expected_head(inputs: Arrays) -> np.ndarray:
@@ -152,7 +158,8 @@ def backbone() -> TinyGraph:
         TensorSpec("visible", "int64", (1,)),
     )
     model = as_model(nodes, constants, inputs, outputs)
-    return TinyGraph("backbone", model.SerializeToString(), external.data, inputs, outputs)
+    traits = GraphTraits(Role.ITERATION, split="batch")
+    return TinyGraph("backbone", model.SerializeToString(), external.data, inputs, outputs, traits)
 
 
 def shuffle() -> TinyGraph:
@@ -163,7 +170,8 @@ def shuffle() -> TinyGraph:
     )
     outputs = (TensorSpec("next_x", "float32", ("rows", CHANNELS)),)
     model = as_model([helper.make_node("Gather", ["x", "order"], ["next_x"])], [], inputs, outputs)
-    return TinyGraph("shuffle", model.SerializeToString(), b"", inputs, outputs)
+    traits = GraphTraits(Role.STEP, split="rows")
+    return TinyGraph("shuffle", model.SerializeToString(), b"", inputs, outputs, traits)
 
 
 def expected_backbone(inputs: Arrays) -> np.ndarray:
@@ -189,7 +197,14 @@ def add_graph(writer: PlanWriter, graph: TinyGraph, folder: Path) -> None:
     onnx, data = folder / f"{graph.name}.onnx", folder / f"{graph.name}.data"
     onnx.write_bytes(graph.onnx)
     data.write_bytes(graph.data)
-    writer.add_graph(graph.name, onnx, [data] if graph.data else [], graph.inputs, graph.outputs)
+    writer.add_graph(
+        graph.name,
+        onnx,
+        [data] if graph.data else [],
+        graph.inputs,
+        graph.outputs,
+        graph.traits,
+    )
 
 
 def write_plan(path: Path, graphs: list[TinyGraph], **content: object) -> Path:
@@ -198,3 +213,19 @@ def write_plan(path: Path, graphs: list[TinyGraph], **content: object) -> Path:
         for graph in graphs:
             add_graph(writer, graph, path.parent)
     return path
+
+
+VECTOR = (TensorSpec("x", "float32", ("n", 4)),)
+RESULT = (TensorSpec("y", "float32", ("n", 4)),)
+
+
+def graph(*nodes: NodeProto, constants: list[TensorProto] | None = None) -> TinyGraph:
+    """A graph named `head` from VECTOR to RESULT."""
+    model = as_model(list(nodes), constants or [], VECTOR, RESULT)
+    return TinyGraph("head", model.SerializeToString(), b"", VECTOR, RESULT)
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that no file backs."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").split()
+    return int(status[status.index("RssAnon:") + 1]) << 10

@@ -8,13 +8,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from disa.engines.plan import Plan
+from disa.commands.export import main
+from disa.commands.inspect import main as inspect
+from disa.commands.verify import main as verify
+from disa.engines.plan.plan import Plan
 from disa.errors import DisaError
 from disa.exporter import export as export_module
-from disa.exporter.check import GraphError, enforce
-from disa.exporter.cli import main
 from disa.exporter.export import export
+from disa.exporter.graphs.check import GraphError, enforce
+from disa.exporter.vae.files import open_vae
 from disa.runtime.pipeline import Pipeline
+from disa.runtime.stats import Stats
 
 from ..conftest import GOLDEN
 
@@ -36,9 +40,11 @@ def test_the_manifest_tells_what_the_plan_is(pixel_plan: Path, pixel_checkpoint:
     assert manifest.tokens["count"] == 16
     assert manifest.source["file"] == "pixels.pth"
     assert "model_ema" in manifest.source["layout"]
-    assert set(manifest.graphs) == {"backbone", "timestep", "head", "decoder"}
+    assert (manifest.source["weights"], manifest.source["averaged"]) == ("model_ema", True)
+    head = {"timestep", "head", "modulation", "modulated_head"}
+    assert set(manifest.graphs) == {"backbone", "decoder", *head}
     assert manifest.defaults["steps"] == "50:5"
-    assert manifest.defaults["iterations"] == 16
+    assert manifest.defaults["num_iterations"] == 16
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -58,15 +64,49 @@ def test_lower_precision_is_smaller_and_close(precision: str, golden_plan: Plans
 def test_a_plan_with_a_vae_decodes(tmp_path: Path) -> None:
     checkpoint, config = vae_sized_checkpoint(tmp_path)
     vae = GOLDEN / "vae" / "kl16_tiny.ckpt"
-    plan = export(checkpoint, tmp_path / "m.plan", config=config, vae=vae).path
+    scale = {"latent_scale": 0.5, "latent_shift": 0.25}
+    plan = export(checkpoint, tmp_path / "m.plan", config=config, vae=vae, **scale).path
+    with Plan.open(plan) as made:
+        assert scale.items() <= made.manifest.source.items()
     result = Pipeline.from_plan(plan, "cpu")([1], num_iterations=2, steps="2")
     assert result.images is not None
     assert result.images.shape == (1, 32, 32, 3)
+    decoder = open_vae(vae).build(16, 8, scale)
+    with torch.no_grad():
+        expected = decoder(torch.from_numpy(result.latents)).numpy().transpose(0, 2, 3, 1)
+    pixels = np.clip(expected / 2 + 0.5, 0, 1) * 255
+    assert np.abs(result.images - pixels).max() <= 1
+
+
+def test_a_preview_is_what_the_vae_makes_of_the_latents_so_far(tmp_path: Path) -> None:
+    checkpoint, config = vae_sized_checkpoint(tmp_path)
+    vae = GOLDEN / "vae" / "kl16_tiny.ckpt"
+    plan = export(checkpoint, tmp_path / "m.plan", config=config, vae=vae, check=False).path
+    pipe, decoder = Pipeline.from_plan(plan, "cpu"), open_vae(vae).build(16, 8)
+    family: Any = pipe.family
+    options = pipe.options(num_iterations=3, steps="2")
+    samples = family.start(pipe.requests([1, 2], options, 0, range(2)), Stats())
+    shown = []
+    for _ in range(3):
+        family.step(samples, Stats())
+        [(_, decoded)] = family._decode(samples)
+        latents = np.asarray(decoded["latents"])
+        with torch.no_grad():
+            expected = decoder(torch.from_numpy(latents)).numpy().transpose(0, 2, 3, 1)
+        pixels = np.clip((expected + 1) * 127.5, 0, 255)
+        preview = np.stack(family.preview(samples))
+        assert preview.shape == (2, 32, 32, 3)
+        assert np.abs(preview - pixels).max() < 1
+        shown.append((np.count_nonzero(latents), preview))
+    known = [count for count, _ in shown]
+    assert 0 < known[0] < known[1] < known[2]
+    outputs = family.finish(samples, Stats())
+    np.testing.assert_array_equal(shown[2][1], np.stack([output.image for output in outputs]))
 
 
 def vae_sized_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    from disa.exporter.mar import MAR
-    from disa.exporter.mar_config import Config
+    from disa.exporter.families.configs.mar import MARConfig
+    from disa.exporter.families.mar import MAR
 
     config = {
         "img_size": 32,
@@ -80,20 +120,29 @@ def vae_sized_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_embed_dim": 16, f"{side}_depth": 1}
     torch.manual_seed(0)
-    torch.save(MAR(Config(**config, **sizes)).state_dict(), folder / "plain.pth")
+    torch.save(MAR(MARConfig(**config, **sizes)).state_dict(), folder / "plain.pth")
     return folder / "plain.pth", config
 
 
 def test_a_wrong_vae_and_other_wrong_files(tmp_path: Path, pixel_checkpoint: Path) -> None:
     vae = GOLDEN / "vae" / "kl16_tiny.ckpt"
     cases = {
-        "latent channels": [pixel_checkpoint, "--vae", vae],
-        "none of the families": [vae],
+        "vae_embed_dim 16, vae_stride 8": [pixel_checkpoint, "--vae", vae],
+        "no family that disa supports": [vae],
         "no such file": [tmp_path / "missing.pth"],
         "labels": [pixel_checkpoint, "--labels", tmp_path / "labels.txt"],
         "JSON": [GOLDEN / "mar/checkpoint.pth", "--config", pixel_checkpoint],
         "above the upper": [pixel_checkpoint, "--steps", "5:50"],
-        "heads are in no tensor": [GOLDEN / "mar/checkpoint.pth"],
+        "tensors do not show the attention heads": [GOLDEN / "mar/checkpoint.pth"],
+        "did you mean encoder_num_heads": [
+            GOLDEN / "mar/checkpoint.pth",
+            "--config",
+            misspelt(tmp_path),
+        ],
+        "add --vae": [pixel_checkpoint, "--latent-scale", 0.5],
+        "no weights under the key 'emma'": [pixel_checkpoint, "--weights", "emma"],
+        "no tensor without a place": [pixel_checkpoint, "--ignore-tensors", "loss.*"],
+        "(qk-norm)": [with_qk_norm(tmp_path, pixel_checkpoint)],
     }
     for told, arguments in cases.items():
         result = command(*arguments, "-o", tmp_path / "out" / "x.plan")
@@ -101,6 +150,18 @@ def test_a_wrong_vae_and_other_wrong_files(tmp_path: Path, pixel_checkpoint: Pat
         assert told in result.output
         assert "Traceback" not in result.output
         assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def misspelt(folder: Path) -> Path:
+    (folder / "misspelt.json").write_text('{"encoder_heads": 8}')
+    return folder / "misspelt.json"
+
+
+def with_qk_norm(folder: Path, pixel_checkpoint: Path) -> Path:
+    content = torch.load(pixel_checkpoint, weights_only=False)
+    content["model_ema"]["encoder_blocks.0.attn.q_norm.weight"] = torch.ones(8)
+    torch.save(content, folder / "checkpoint-last.pth")
+    return folder / "checkpoint-last.pth"
 
 
 def test_class_names_must_be_as_many_as_classes(tmp_path: Path, pixel_checkpoint: Path) -> None:
@@ -114,7 +175,11 @@ def test_a_failed_export_leaves_nothing(
     tmp_path: Path, pixel_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.plan").write_text("an older plan")
-    result = command(pixel_checkpoint, "-o", tmp_path / "x.plan", "--tolerance", "1e-12")
+    result = command(pixel_checkpoint, "-o", tmp_path / "x.plan")
+    assert result.exit_code == 1
+    assert "not a readable plan" in result.output
+    options = ("--tolerance", "1e-12", "--overwrite")
+    result = command(pixel_checkpoint, "-o", tmp_path / "x.plan", *options)
     assert result.exit_code == 1
     assert "differs from the fp32 model" in result.output
     assert (tmp_path / "x.plan").read_text() == "an older plan"
@@ -130,7 +195,7 @@ def test_a_failed_export_leaves_nothing(
 
 def test_unwritable_output(tmp_path: Path, pixel_checkpoint: Path) -> None:
     (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file" / "x.plan", Path("/proc/x.plan"), tmp_path):
+    for output in (tmp_path / "file" / "x.plan", Path("/proc/x.plan")):
         result = command(pixel_checkpoint, "-o", output)
         assert result.exit_code == 1
         assert "Traceback" not in result.output
@@ -141,21 +206,39 @@ def test_the_command_says_what_it_made(
     tmp_path: Path, pixel_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    content = torch.load(pixel_checkpoint, weights_only=False)
-    content["model_ema"]["encoder_blocks.0.attn.q_norm.weight"] = torch.ones(8)
-    torch.save(content, "small.pth")
-    result = command("small.pth", "--steps", "20:4", "--strategy", "cosine", "--cfg", "1.5")
+    source = with_qk_norm(tmp_path, pixel_checkpoint)
+    options = ("--steps", "20:4", "--strategy", "cosine", "--cfg", "1.5", "-o", "plans/")
+    result = command(source, *options, "--ignore-tensors", "*.q_norm.*")
     assert result.exit_code == 0, result.output
-    assert "training checkpoint" in result.output
+    assert "training checkpoint, model_ema" in result.output
     assert "backbone   differs from fp32 by" in result.output
-    unused = "1 of the checkpoint's tensors, such as encoder_blocks.0.attn.q_norm.weight"
-    assert f"not used: {unused}: is it a variant of mar?" in result.output
-    with Plan.open("engines/small.plan") as plan:
-        assert plan.manifest.name == "small"
+    assert "ignored 1 of the checkpoint's tensors, such as encoder_blocks.0.attn.q" in result.output
+    with Plan.open("plans/mar_32.plan") as plan:
+        assert plan.manifest.name == "mar_32"
+        assert plan.manifest.source["ignored"]["count"] == 1
         assert plan.manifest.defaults["steps"] == "20:4"
         assert plan.manifest.defaults["strategy"] == "cosine"
-        assert plan.manifest.defaults["cfg"] == 1.5
-    assert os.listdir("engines") == ["small.plan"]
+        assert plan.manifest.defaults["guidance_scale"] == 1.5
+    assert os.listdir("plans") == ["mar_32.plan"]
+    result = command(pixel_checkpoint, "-o", "plans/mar_32.plan")
+    assert result.exit_code == 1
+    assert "made from another file (checkpoint-last.pth)" in result.output
+    shown = CliRunner().invoke(inspect, ["plans/mar_32.plan"]).output
+    assert "weights    model_ema (averaged)" in shown
+    assert "ignored    1 tensors like *.q_norm.*: encoder_blocks.0.attn.q_norm.weight" in shown
+    verified = CliRunner().invoke(verify, ["plans/mar_32.plan", "--against", str(source)]).output
+    assert "weights model_ema (averaged)\n" in verified
+    assert "ignored 1 tensors, such as encoder_blocks.0.attn.q_norm.weight" in verified
+
+
+def test_the_checkpoint_is_not_replaced(tmp_path: Path, pixel_checkpoint: Path) -> None:
+    source = tmp_path / "m.pth"
+    source.write_bytes(pixel_checkpoint.read_bytes())
+    for options in ([], ["--overwrite"]):
+        result = command(source, "-o", source, *options)
+        assert result.exit_code == 1
+        assert "is read for this plan" in result.output
+    assert source.read_bytes() == pixel_checkpoint.read_bytes()
 
 
 def test_a_plan_is_the_same_every_time(
@@ -180,7 +263,7 @@ def test_safetensors_and_plain_state_dicts_give_the_same_plan(
 ) -> None:
     from safetensors.torch import save_file
 
-    from disa.exporter.checkpoint import open_checkpoint
+    from disa.exporter.checkpoints.checkpoint import open_checkpoint
 
     opened = open_checkpoint(pixel_checkpoint)
     state = {key: value.clone() for key, value in opened.state.items()}

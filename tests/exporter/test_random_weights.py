@@ -7,22 +7,21 @@ import torch
 
 from disa.errors import DisaError
 from disa.exporter import random_weights
-from disa.exporter.checkpoint import open_checkpoint
-from disa.exporter.families import find_family
-from disa.exporter.flowar_config import Config as FlowARConfig
-from disa.exporter.mar_config import Config, configure, official_config
+from disa.exporter.checkpoints.checkpoint import open_checkpoint
+from disa.exporter.checkpoints.tokenizer import read_tokenizer
+from disa.exporter.families.configs.flowar import FlowARConfig
+from disa.exporter.families.configs.mar import MARConfig, configure, official_config
+from disa.exporter.families.configs.xar import XARConfig
+from disa.exporter.families.registry import find_family
 from disa.exporter.random_weights import (
     SIZES,
     byte_tokenizer,
-    cache_folder,
     random_checkpoint,
     random_plan,
     random_state,
 )
 from disa.exporter.random_weights import official_config as config_of
-from disa.exporter.tokenizer import read_tokenizer
-from disa.exporter.xar_config import Config as XARConfig
-from disa.runtime.prompt import Tokenizer, prompt_text
+from disa.runtime.families.conditions.prompt import Tokenizer, prompt_text
 
 TINY = replace(
     official_config("mar_b"),
@@ -79,7 +78,7 @@ def test_every_official_size_has_a_configuration() -> None:
     families = {name: type(config_of(name)).__module__ for name in SIZES}
     assert len(families) == 11
     for name, module in families.items():
-        assert module == f"disa.exporter.{SIZES[name]}_config"
+        assert module == f"disa.exporter.families.configs.{SIZES[name]}"
 
 
 def test_the_tokenizer_of_bytes(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_every_layer_has_work() -> None:
 
 def test_a_plan_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = replace(TINY, decoder_embed_dim=768, decoder_num_heads=12)
-    seen: list[Config] = []
+    seen: list[MARConfig] = []
 
     def export(checkpoint: Path, plan: Path, **_options: object) -> None:
         opened = open_checkpoint(checkpoint)
@@ -129,11 +128,3 @@ def test_unknown_shapes(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match="no shapes named mar_x: choose one of mar_b"):
         random_plan("mar_x", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-
-
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "disa"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "disa"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from disa.engines.gpu.device import CudaError, Rows
+from disa.engines.gpu.device import CudaError, MemoryRows
 
 PATTERN = 0xFF  # NaN as float32, -1 as int64
 
@@ -128,7 +128,9 @@ class FakeDevice:
 
         self._do(action)
 
-    def copy_rows(self, target: Rows, source: Rows, width: int, rows: int, stream: Any) -> None:
+    def copy_rows(
+        self, target: MemoryRows, source: MemoryRows, width: int, rows: int, stream: Any
+    ) -> None:
         (to, to_pitch), (origin, pitch) = target, source
         assert width <= to_pitch
         assert width <= pitch

@@ -27,12 +27,13 @@ def test_batch_sizes(text: str, wanted: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "8:1:64", "a", "1:2", "1:2:3:4", "0:1:2", "-1", "1:8:4", "0"])
 def test_wrong_batch_sizes(text: str) -> None:
-    with pytest.raises(DisaError, match=r"batch size|no range"):
+    with pytest.raises(DisaError, match=r"batch size|not a range"):
         Range.parse(text)
 
 
 def test_dimensions_of_mar() -> None:
-    ranges = dimensions({"count": 256}, {"iterations": 64}, Range(1, 8, 64))
+    tokens = {"count": 256, "dimensions": {"visible": [0, 128, 256], "predicted": [1, 256]}}
+    ranges = dimensions(tokens, {"num_iterations": 64}, Range(1, 8, 64))
     assert ranges["visible"] == Range(0, 128, 256)
     assert ranges["predicted"] == Range(1, 5, 256)
     assert ranges["guidance"] == Range(1, 2, 2)
@@ -53,7 +54,13 @@ def test_a_family_gives_its_own_dimensions() -> None:
 def test_a_manifest_that_says_nothing() -> None:
     with pytest.raises(DisaError, match="how many tokens"):
         dimensions({}, {}, Range(1, 1, 1))
-    for strange in (7, {"prompt": 7}, {"prompt": [1, 2]}, {"prompt": ["1", "2", "3"]}):
+    for strange in (
+        7,
+        {"prompt": 7},
+        {"prompt": [1]},
+        {"prompt": [1, None, 2]},
+        {"prompt": ["1", "2", "3"]},
+    ):
         with pytest.raises(DisaError, match="range"):
             dimensions({"count": 4, "dimensions": strange}, {}, Range(1, 1, 1))
     with pytest.raises(DisaError, match="dimension prompt"):

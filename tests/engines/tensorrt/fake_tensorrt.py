@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from disa.engines.manifest import GraphInfo, ShapeRange
+from disa.engines.plan.engine_info import ShapeRange
+from disa.engines.plan.manifest import GraphInfo
 from disa.engines.tensorrt.flavour import Flavour
 
 from ..gpu.fake_device import FakeDevice

@@ -8,14 +8,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from disa.engines.gpu.profile import Range, dimensions, graph_profile
-from disa.engines.manifest import EngineInfo, GraphInfo
-from disa.engines.plan import Plan
-from disa.engines.plan_writer import PlanWriter
+from disa.engines.plan.engine_info import EngineInfo
+from disa.engines.plan.manifest import GraphInfo
+from disa.engines.plan.plan import Plan
+from disa.engines.plan.traits import HOST_ONLY, GraphTraits, Role
+from disa.engines.plan.writer import PlanWriter
 from disa.engines.session import TensorSpec
 
 from .fake_tensorrt import fake_engine
 
 TOKENS, CHANNELS, WIDTH = 16, 4, 8
+MANIFEST_TOKENS = {
+    "count": TOKENS,
+    "dimensions": {"visible": [0, TOKENS // 2, TOKENS], "predicted": [1, TOKENS]},
+}
 INNER = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
@@ -173,6 +179,11 @@ GRAPHS = {
     "head": (head, HEAD_INPUTS, HEAD_OUTPUTS),
     "decoder": (decoder, DECODER_INPUTS, DECODER_OUTPUTS),
 }
+TRAITS = {
+    "backbone": GraphTraits(Role.ITERATION, split="batch"),
+    "head": GraphTraits(Role.STEP, split="rows"),
+    "decoder": GraphTraits(Role.DECODE, quantizable=False, split="batch"),
+}
 
 
 def write_plan(
@@ -190,10 +201,10 @@ def write_plan(
         "name": path.stem,
         "precision": precision,
         "model": {},
-        "tokens": {"count": TOKENS},
-        "defaults": {"iterations": 4},
+        "tokens": MANIFEST_TOKENS,
+        "defaults": {"num_iterations": 4},
     }
-    ranges = dimensions({"count": TOKENS}, {"iterations": 4}, batch or Range(1, 2, 4))
+    ranges = dimensions(MANIFEST_TOKENS, {"num_iterations": 4}, batch or Range(1, 2, 4))
     with PlanWriter(path, content) as writer:
         for name in names:
             make, inputs, outputs = GRAPHS[name]
@@ -207,7 +218,9 @@ def write_plan(
                 size_threshold=128,
             )
             data = path.with_name(f"{name}.data")
-            writer.add_graph(name, file, [data] if data.exists() else [], inputs, outputs)
+            writer.add_graph(
+                name, file, [data] if data.exists() else [], inputs, outputs, TRAITS[name]
+            )
             if backend:
                 profile = graph_profile(name, inputs, ranges)
                 info = EngineInfo(
@@ -274,12 +287,14 @@ def unpack(plan: Plan, graph: GraphInfo, folder: Path) -> Path:
 
 
 def with_fake_engines(path: Path, backend: str, batch: Range) -> Path:
-    """The plan at `path` with a fake engine for every graph, beside it."""
+    """The plan at `path` with a fake engine for every graph that a GPU runs, beside it."""
     output = path.with_name(f"{path.stem}-{backend}.plan")
     with Plan.open(path) as plan, PlanWriter.extend(plan, output) as writer:
         manifest = plan.manifest
         ranges = dimensions(manifest.tokens, manifest.defaults, batch)
         for name, graph in manifest.graphs.items():
+            if graph.traits.role in HOST_ONLY:
+                continue
             model = onnx.load(unpack(plan, graph, path.with_name("unpacked")))
             profile = graph_profile(name, graph.inputs, ranges)
             info = EngineInfo(

@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from disa.engines.build import unpacked
 from disa.engines.gpu.profile import Range, dimensions, graph_profile
-from disa.engines.manifest import ShapeRange
-from disa.engines.plan import Plan
+from disa.engines.plan.engine_info import ShapeRange
+from disa.engines.plan.plan import Plan
 from disa.engines.session import TensorSpec
 from disa.engines.tensorrt import builder
+from disa.engines.tensorrt.build import unpacked
 from disa.engines.tensorrt.builder import BuildOptions, Source, build, check_targets
 from disa.engines.tensorrt.flavour import Flavour, load
 from disa.engines.tensorrt.logger import logger_of
@@ -166,7 +166,7 @@ def test_what_tensorrt_cannot_read(rtx: Flavour, tmp_path: Path) -> None:
     ("changes", "text"),
     [
         ({"inputs": ()}, "has the inputs x, condition"),
-        ({"outputs": (TensorSpec("z", "float32", ("rows", 4)),)}, "has the outputs next_x, and"),
+        ({"outputs": (TensorSpec("z", "float32", ("rows", 4)),)}, "has the outputs next_x, but"),
         ({"outputs": (TensorSpec("next_x", "int64", ("rows", 4)),)}, "output next_x .* float32"),
         ({"outputs": (TensorSpec("next_x", "float32", ("rows", 5)),)}, "output next_x"),
         ({"outputs": (TensorSpec("next_x", "float32", ("rows",)),)}, "output next_x"),

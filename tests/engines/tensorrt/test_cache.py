@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from disa.engines.tensorrt.cache import EngineCache, cache_folder, cache_key, save, timing_cache
+from disa.cache_folder import cache_folder
+from disa.engines.tensorrt.cache import EngineCache, cache_key, save, timing_cache
 
 
 def test_an_engine_is_found_again(tmp_path: Path) -> None:

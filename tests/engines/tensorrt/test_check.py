@@ -4,11 +4,12 @@ from typing import Any
 import pytest
 
 from disa.engines.gpu.device import Device
-from disa.engines.plan import Plan
+from disa.engines.gpu.shared import SharedGpu
+from disa.engines.plan.plan import Plan
 from disa.engines.tensorrt.check import EngineMismatch
+from disa.engines.tensorrt.describe import describe
 from disa.engines.tensorrt.flavour import Flavour
-from disa.engines.tensorrt.inspect import describe
-from disa.engines.tensorrt.open import Host, RuntimeCache, open_engine, unusable, usable_backend
+from disa.engines.tensorrt.load import Host, RuntimeCache, open_engine, unusable, usable_backend
 from disa.errors import DisaError
 
 from ..gpu.fake_device import FakeDevice
@@ -28,7 +29,7 @@ def host_with(
     device: FakeDevice | None, rtx: bool = False, version: str = "99.1", reason: str = ""
 ) -> Host:
     flavour: Flavour | str = reason or fake_flavour(device or FakeDevice(), rtx, version)
-    return Host(lambda name: flavour, lambda: device)
+    return Host(lambda name: flavour, SharedGpu(lambda: device))
 
 
 def refusal(plan: Plan, host: Host, backend: str = "tensorrt") -> str:
@@ -51,13 +52,13 @@ def test_another_version(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     text = refusal(plan, host_with(FakeDevice(), version="99.2"))
     assert "tensorrt 99.1" in text
-    assert "TensorRT 99.2 is here" in text
+    assert "TensorRT 99.2 is installed" in text
     assert f"disa-export --add-engine {plan.path} --engine tensorrt`" in text
 
 
 def test_no_gpu(tmp_path: Path) -> None:
     text = refusal(plan_of(tmp_path), host_with(None))
-    assert "for sm_89, and there is no NVIDIA GPU" in text
+    assert "for sm_89, but this machine has no NVIDIA GPU" in text
     assert "--engine onnxruntime" in text
 
 
@@ -65,7 +66,7 @@ def test_no_gpu(tmp_path: Path) -> None:
 def test_another_gpu(tmp_path: Path, backend: str, gpu: str) -> None:
     plan = plan_of(tmp_path, backend)
     text = refusal(plan, host_with(FakeDevice(sm=86), backend == "tensorrt-rtx"), backend)
-    assert "for sm_89, and the GPU here is Fake GPU (sm_86)" in text
+    assert "for sm_89, but the GPU here is Fake GPU (sm_86)" in text
     assert f"disa-export --add-engine {plan.path} --engine {backend}{gpu}`" in text
 
 
@@ -76,7 +77,7 @@ def test_below_the_least_architecture_although_it_is_listed(tmp_path: Path) -> N
 
 def test_an_old_driver(tmp_path: Path) -> None:
     text = refusal(plan_of(tmp_path), host_with(FakeDevice(cuda=12080)))
-    assert "an engine for CUDA 13, and the driver here runs CUDA 12.8" in text
+    assert "an engine for CUDA 13, but the driver here supports CUDA 12.8" in text
 
 
 def test_no_engine_of_that_backend(tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_an_engine_that_tensorrt_refuses(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"inputs": []}, "has the tensors  where"),
-        ({"outputs": [["other", "float32", ["rows", 4]]]}, "has the tensors other where"),
+        ({"inputs": []}, "has the tensors , but"),
+        ({"outputs": [["other", "float32", ["rows", 4]]]}, "has the tensors other, but"),
         ({"outputs": [["next_x", "int64", ["rows", 4]]]}, r"next_x is int64\[-1, 4\]"),
         ({"outputs": [["next_x", "float32", ["rows", 5]]]}, r"next_x is float32\[-1, 5\]"),
         ({"profile": {name: [[1, 4], [2, 4], [3, 4]] for name in NAMES}}, "the engine takes"),

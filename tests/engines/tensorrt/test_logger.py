@@ -17,9 +17,9 @@ NO_NODE = "Error Code 10: Internal Error (Could not find any implementation for 
 @pytest.mark.parametrize(
     ("message", "workspace", "wanted"),
     [
-        ("Unexpected exception std::bad_alloc", None, "memory ran out"),
-        ("CUDA error 2 for 5000-byte allocation: out of memory", None, "memory ran out"),
-        (NO_NODE, None, "memory ran out"),
+        ("Unexpected exception std::bad_alloc", None, "not enough memory"),
+        ("CUDA error 2 for 5000-byte allocation: out of memory", None, "not enough memory"),
+        (NO_NODE, None, "not enough memory"),
         (NO_NODE, 1 << 20, "needs more workspace than 1 MiB"),
         (WORKSPACE, 2 << 20, "needs more workspace than 2 MiB: give more with --workspace"),
         ("Dynamic input tensor x is missing dimensions in profile 0.", None, "could not be built"),

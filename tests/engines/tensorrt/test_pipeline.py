@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from disa.engines.gpu.profile import Range
-from disa.engines.plan import Plan
-from disa.engines.tensorrt.open import Host, open_engine
+from disa.engines.gpu.shared import SharedGpu
+from disa.engines.plan.plan import Plan
+from disa.engines.plan.traits import HOST_ONLY
+from disa.engines.tensorrt.load import Host, open_engine
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.reference import Reference
-from disa.runtime.verify import REPLAYS
+from disa.runtime.replay.reference import RecordedRun
+from disa.runtime.replay.registry import REPLAYS
 
 from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
@@ -31,8 +33,8 @@ RUNS = {
 def open_pipeline(path: Path, backend: str, device: FakeDevice) -> Pipeline:
     """A pipeline whose every session is a TensorRT session."""
     flavour = fake_flavour(device, backend == "tensorrt-rtx")
-    host, plan = Host(lambda name: flavour, lambda: device), Plan.open(path)
-    graphs = plan.manifest.graphs
+    host, plan = Host(lambda name: flavour, SharedGpu(lambda: device)), Plan.open(path)
+    graphs = [n for n, g in plan.manifest.graphs.items() if g.traits.role not in HOST_ONLY]
     return Pipeline(plan, {name: open_engine(plan, name, backend, host) for name in graphs})
 
 
@@ -45,7 +47,7 @@ def test_recorded_runs(
 ) -> None:
     path = shutil.copy(golden_plan(name), tmp_path / "p.plan")
     pipe = open_pipeline(with_fake_engines(Path(path), backend, batch), backend, FakeDevice())
-    reference = Reference(GOLDEN / name / f"{RUNS[name]}.npz")
+    reference = RecordedRun(GOLDEN / name / f"{RUNS[name]}.npz")
     found = REPLAYS[pipe.plan.manifest.family](pipe, reference)
     assert max(float(entry.relative) for entry in found) < 1e-4
 
@@ -83,3 +85,34 @@ def test_adaptive_steps_are_those_of_the_host(
     assert drawn.stats.head_rows == host.stats.head_rows < fixed.stats.head_rows
     scale = np.abs(host.latents).max()
     assert np.abs(drawn.latents - host.latents).max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("batch", [Range(1, 2, 8), Range(1, 1, 1)])
+def test_a_backbone_that_remembers(
+    remembering_plan: Path, backend: str, batch: Range, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(remembering_plan, tmp_path / "p.plan"))
+    host = Pipeline.from_plan(path, "cpu")
+    device = open_pipeline(with_fake_engines(path, backend, batch), backend, FakeDevice())
+    given: dict[str, Any] = {"class_labels": [1, 2, 3]}
+    if host.family.classes is None:
+        given = {"prompt": ["a dog", "a cat", "a bag"]}
+    for scale in (1.0, 2.5):
+        options = {**given, "num_iterations": 8, "steps": "4:2", "guidance_scale": scale}
+        expected = host(**options, refresh="3:2").latents
+        found = device(**options, refresh="3:2").latents
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+        assert np.abs(host(**options).latents - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_caches_stay_on_the_device(golden_plan: Callable[..., Path], tmp_path: Path) -> None:
+    path = Path(shutil.copy(golden_plan("mar", cached_backbone=True), tmp_path / "p.plan"))
+    device = FakeDevice()
+    path = with_fake_engines(path, "tensorrt", Range(1, 2, 4))
+    pipe = open_pipeline(path, "tensorrt", device)
+    options: dict[str, Any] = {"num_iterations": 3, "steps": "6:2", "refresh": "0:1"}
+    pipe([1, 2], batch_size=2, **options)
+    before = device.waits
+    pipe([1, 2], batch_size=2, **options)
+    assert device.waits - before <= 1 + len(pipe.plan.graph("decoder").outputs)

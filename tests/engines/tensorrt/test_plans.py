@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from disa.engines.build import EngineOptions, add_engines
 from disa.engines.gpu.profile import Range, dimensions
-from disa.engines.plan import Plan
+from disa.engines.plan.plan import Plan
+from disa.engines.plan.traits import HOST_ONLY
 from disa.engines.tensorrt import builder
+from disa.engines.tensorrt.build import EngineOptions, add_engines
 
 GOLDEN = ("mar", "mar_patch2", "flowar_s", "flowar_l", "xar", "harmon")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -27,7 +28,8 @@ def check_plan(path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         after.check()
         manifest = after.manifest
         assert manifest.graphs == before.manifest.graphs
-        assert [engine.graph for engine in manifest.engines] == list(manifest.graphs)
+        names = [n for n, g in manifest.graphs.items() if g.traits.role not in HOST_ONLY]
+        assert [engine.graph for engine in manifest.engines] == names
         ranges = dimensions(manifest.tokens, manifest.defaults, options.batch)
         for engine, new in zip(manifest.engines, built, strict=True):
             assert engine == new.info
@@ -71,3 +73,10 @@ def test_the_demo_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_plan(demo_plan(precision), tmp_path / "with.plan", monkeypatch)
+
+
+def test_a_backbone_that_remembers(
+    golden_plan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = golden_plan("mar", cached_backbone=True)
+    check_plan(source, tmp_path / "with.plan", monkeypatch)

@@ -17,9 +17,9 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, CompareFunc
 from polygraphy.tools import main as polygraphy
 
-from disa.engines.manifest import GraphInfo
-from disa.engines.onnxruntime import OnnxRuntimeSession
-from disa.engines.plan import Plan
+from disa.engines.ort.session import OnnxRuntimeSession
+from disa.engines.plan.manifest import GraphInfo
+from disa.engines.plan.plan import Plan
 from disa.engines.session import DTYPES
 
 from .graphs import unpack
@@ -56,8 +56,16 @@ class PlanRunner(BaseRunner):
 def inputs(graph: GraphInfo, plan: Plan) -> dict[str, np.ndarray]:
     """Inputs of every type in sizes that the model can have; all indices are 0."""
     dimensions = plan.manifest.tokens.get("dimensions", {})
-    sizes = {"guidance": 2, "batch": 2, "visible": 3, "predicted": 4, "rows": 5, "steps": 6}
-    sizes |= {name: usual for name, (_, usual, _) in dimensions.items()}
+    sizes = {name: each[1] for name, each in dimensions.items() if len(each) == 3}
+    sizes |= {
+        "guidance": 2,
+        "batch": 2,
+        "visible": 3,
+        "predicted": 4,
+        "rows": 5,
+        "steps": 6,
+        "chunk": 3,
+    }
     rng = np.random.default_rng(0)
     arrays = {}
     for spec in graph.inputs:

@@ -1,0 +1,50 @@
+"""A server under load, measured for a second."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.serving.__main__ import main
+from benchmarks.serving.load import Served, poisson, server_process, summary
+from disa.errors import DisaError
+
+
+def test_servers_are_measured(pixel_plan: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    options = ["--server", "join:4", "--load", "0.5", "--rounds", "1", "--seconds", "1"]
+    options += ["--capacity-images", "4", "--iterations", "4", "--steps", "3:2", "--mixed"]
+    result = CliRunner().invoke(
+        main, ["measure", str(pixel_plan), *options, "--record", str(record)]
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(record.read_text())
+    (entry,) = content["entries"]
+    assert (entry["load"], entry["policy"]) == (0.5, "join:4")
+    assert entry["images"] == entry["requests"] > 0
+    assert content["kinds"]["quick"]["num_iterations"] == 1
+    assert content["capacity"]["join:4"] > 0
+
+
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="did not start"), server_process(tmp_path / "no.plan", []):
+        pass
+
+
+def test_poisson_arrivals() -> None:
+    moments = poisson(50, 10, {"a": 3, "b": 1}, seed=0)
+    assert moments == sorted(moments)
+    assert 400 < len(moments) < 600
+    assert 0.65 < sum(kind == "a" for _, kind in moments) / len(moments) < 0.85
+    assert moments == poisson(50, 10, {"a": 3, "b": 1}, seed=0)
+
+
+def test_a_run_is_summarised() -> None:
+    served = [Served("a", 1.0, 0.5, 2.0), Served("a", 7.0, None, 8.0), Served("b", None, None, 9.0)]
+    found = summary(served, {"a": 2.0, "b": 1.0})
+    assert (found["requests"], found["images"]) == (3, 2)
+    assert found["slowdown_p50"] == 2.0
+    assert found["within_target"] == pytest.approx(1 / 3)
+    assert found["first_partial_p50"] == 0.25
+    assert found["images_a_second"] == pytest.approx(2 / 9)

@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+
+from disa.calibration.measurement.tradeoff import Tradeoff, _extended
+
+
+def test_noise_is_not_taken_for_an_error() -> None:
+    counts = np.array([2, 4, 8, 16])
+    values, deviation = np.array([1.0, 0.5, 0.01, -0.01]), np.full(4, 0.02)
+    np.testing.assert_allclose(_extended(values, deviation, counts), [1, 0.5, 0.125, 0.03125])
+    nothing = _extended(np.zeros(4), deviation, counts)
+    np.testing.assert_allclose(nothing, 0.02 * (2 / counts) ** 2)
+
+
+def test_error_is_a_mean_over_tokens() -> None:
+    counts, tokens = np.arange(2, 51), np.array([1, 2, 5])
+    difficulty = np.array([1.0, 0.1, 0.01])
+    calls = tokens[:, None] * counts.astype(float)
+    tradeoff = Tradeoff(counts, difficulty[:, None] / counts**2.0, calls, calls, tokens, np.ones(3))
+    error, cost = tradeoff.of([2] * 3, "calls")
+    assert error == pytest.approx((difficulty / 4 * tokens).sum() / tokens.sum())
+    assert cost == 2 * tokens.sum()
+    assert tradeoff.of([1000] * 3, "calls") == tradeoff.of([50] * 3, "calls")

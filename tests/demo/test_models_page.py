@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from demo import models_page
+
+
+def signal(first: float, last: float) -> dict[str, list[float]]:
+    return {"mean": [first, (first + last) / 2, last], "half_width": [0.01] * 3}
+
+
+def row(schedule: str, plan: str = "fp32.plan", distance: float = 3.0) -> dict[str, Any]:
+    return {
+        "plan": plan,
+        "schedule": schedule,
+        "head_rows_per_image": 1234.5,
+        "cpu_seconds": 61.4,
+        "images": 100,
+        "accuracy": 0.95,
+        "frechet_distance": distance,
+    }
+
+
+def observed() -> dict[str, Any]:
+    signals = {
+        "predictability": signal(0.5, 0.1),
+        "variance": signal(0.5, 0.45),
+        "curvature": signal(0.1, 0.2),
+    }
+    real = {"accuracy": 0.93, "distance": 0.03}
+    schedules = ["constant 50", "linear 50:5", "fitted work/fitted.json", "adaptive 50:5 0.05"]
+    return {
+        "signals": {"signals": signals, "images": 64},
+        "schedules": {"rows": [row(name) for name in schedules], "real": real},
+        "precisions": {"rows": [row("linear 50:5"), row("linear 50:5", "int8.plan", 3.25)]},
+        "refused": {"fp8": "fp8 loses too much"},
+    }
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for family in models_page.NAMES:
+        (tmp_path / f"{family}.json").write_text(json.dumps(observed()))
+    return tmp_path
+
+
+def test_the_page_has_the_measurements(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    vae = {"images": 1000, "psnr": 27.12, "distance": 0.594, "accuracy": 0.9176}
+    (results / "vae.json").write_text(json.dumps(vae))
+    arguments = ["--results", str(results), "-o", str(page)]
+    result = CliRunner().invoke(models_page.main, arguments)
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert "<!--" not in text
+    assert "27.1 dB, a Fréchet distance of 0.59 and an accuracy of 91.8%" in text
+    assert "| MAR | 3 | 64 | 0.500 to 0.100, falls | 0.500 to 0.450, stays |" in text
+    assert "0.100 to 0.200, rises" in text
+    assert "| fitted  | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
+    assert "| adaptive 50:5 0.05 | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
+    assert "| xAR | int8 | 95.0% | 3.25 |" in text
+    assert "refused: fp8 loses too much" in text
+    assert Image.open(page.parent / "images" / "observations.png").width > 800
+
+
+def test_a_family_without_measurements_is_reported(results: Path) -> None:
+    (results / "xar.json").unlink()
+    text = models_page.page(models_page.read(results), None)
+    assert "### xAR\n\nNot measured yet." in text
+
+
+def test_nothing_was_observed(tmp_path: Path) -> None:
+    result = CliRunner().invoke(models_page.main, ["--results", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "python -m demo.observe" in result.output
+    assert result.output.count("\n") == 1

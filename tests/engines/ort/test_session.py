@@ -1,0 +1,184 @@
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from disa.engines.cpu import physical_cores
+from disa.engines.ort.session import OnnxRuntimeSession
+from disa.engines.plan.plan import Plan
+from disa.errors import DisaError, MissingDependency
+
+from ..bad_plans import (
+    cut_weights,
+    damage_graph,
+    empty,
+    lie,
+    not_onnx,
+    steal,
+    swap_types,
+)
+from ..tiny_graphs import (
+    RESULT,
+    VECTOR,
+    External,
+    TinyGraph,
+    anonymous_memory,
+    as_model,
+    backbone,
+    graph,
+    head,
+    head_loop,
+    write_plan,
+)
+
+
+def large_graph(megabytes: int) -> TinyGraph:
+    external = External("head.data")
+    width = megabytes << 16
+    constants = [
+        external.add("up", np.ones((4, width), np.float32)),
+        numpy_helper.from_array(np.array([1]), "axis"),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["wide"]),
+        helper.make_node("ReduceMax", ["wide", "axis"], ["top"]),
+        helper.make_node("Add", ["x", "top"], ["y"]),
+    ]
+    model = as_model(nodes, constants, VECTOR, RESULT)
+    return TinyGraph("head", model.SerializeToString(), external.data, VECTOR, RESULT)
+
+
+def test_weights_are_not_copied(tmp_path: Path) -> None:
+    size = 64 << 20
+    path = write_plan(tmp_path / "large.plan", [large_graph(64)])
+    with Plan.open(path) as plan:
+        before = anonymous_memory()
+        session = OnnxRuntimeSession(plan, "head", prepack=False)
+        assert anonymous_memory() - before < size / 4
+        packed = OnnxRuntimeSession(plan, "head")
+        assert anonymous_memory() - before < 1.3 * size
+    for loaded in (session, packed):
+        assert loaded.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[5.0] * 4]
+
+
+def test_a_session_outlives_its_plan(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan:
+        session = OnnxRuntimeSession(plan, "head")
+    plan_path.unlink()
+    assert session.iterate(*head_loop())["next_x"].shape == (3, 4)
+
+
+def test_a_plan_may_be_opened_by_any_path(
+    plan_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spaces and ümlauts"
+    folder.mkdir()
+    moved = plan_path.rename(folder / "größe (1).plan")
+    (tmp_path / "link.plan").symlink_to(moved)
+    monkeypatch.chdir(folder)
+    for path in (moved, Path(moved.name), tmp_path / "link.plan"):
+        with Plan.open(path) as plan:
+            OnnxRuntimeSession(plan, "head")
+
+
+def test_threads_are_as_asked(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan:
+        for threads, expected in [(None, physical_cores()), (1, 1), (3, 3)]:
+            session = OnnxRuntimeSession(plan, "head", threads=threads)
+            options = session._session.get_session_options()
+            assert options.intra_op_num_threads == expected
+
+
+def test_the_description_says_what_runs(plan_path: Path) -> None:
+    import onnxruntime
+
+    with Plan.open(plan_path) as plan:
+        description = OnnxRuntimeSession(plan, "head").description
+    assert description == f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider fp32"
+
+
+def test_bfloat16_on_the_cpu_is_explained(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [4, 4], bytes(32), raw=True)
+    bf16 = graph(
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.BFLOAT16),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+        constants=[weight],
+    )
+    path = write_plan(tmp_path / "bf16.plan", [bf16], precision="bf16")
+    with Plan.open(path) as plan, pytest.raises(DisaError) as caught:
+        OnnxRuntimeSession(plan, "head")
+    assert str(caught.value) == (
+        f"the graph head of {path}: ONNX Runtime cannot compute it in bf16 on this engine: use "
+        "--engine openvino or cuda, or export with --fp32"
+    )
+
+
+def test_a_failing_run_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shapes = numpy_helper.from_array(np.array([3, 4]), "shape")
+    failing = graph(helper.make_node("Reshape", ["x", "shape"], ["y"]), constants=[shapes])
+    greedy = TinyGraph(
+        "backbone",
+        as_model(
+            [
+                helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+                helper.make_node("Add", ["huge", "x"], ["y"]),
+            ],
+            [numpy_helper.from_array(np.array([1 << 45, 4]), "size")],
+            VECTOR,
+            RESULT,
+        ).SerializeToString(),
+        b"",
+        VECTOR,
+        RESULT,
+    )
+    inputs = {"x": np.ones((2, 4), np.float32)}
+    with Plan.open(write_plan(tmp_path / "a.plan", [failing, greedy])) as plan:
+        with pytest.raises(DisaError, match=r"^the graph head of .*: ONNX Runtime failed: .*"):
+            OnnxRuntimeSession(plan, "head").run(inputs)
+        with pytest.raises(DisaError, match="not enough memory: use a smaller --batch-size"):
+            OnnxRuntimeSession(plan, "backbone").run(inputs)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (damage_graph, r"checksum of graphs/head\.onnx does not match"),
+        (cut_weights, "weights beyond the end of head.data"),
+        (steal, r"refers to weights in '../secret'.* do not use this plan"),
+        (lie, "does not have the inputs and outputs listed in the manifest"),
+        (swap_types, "does not have the inputs and outputs listed in the manifest"),
+        (not_onnx, "is damaged"),
+        (empty, "ONNX Runtime failed"),
+    ],
+)
+def test_plans_not_to_be_trusted(
+    plan_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    harm(plan_path)
+    with Plan.open(plan_path) as plan, pytest.raises(DisaError, match=message):
+        OnnxRuntimeSession(plan, "head")
+
+
+def test_a_plan_that_is_replaced_before_loading_is_noticed(plan_path: Path, tmp_path: Path) -> None:
+    other = write_plan(tmp_path / "other.plan", [backbone(), head()])
+    with Plan.open(plan_path) as plan:
+        os.replace(other, plan_path)
+        with pytest.raises(DisaError, match="was replaced or changed while it was in use"):
+            OnnxRuntimeSession(plan, "head")
+
+
+def test_without_onnxruntime_the_command_that_brings_it_is_named(
+    plan_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with (
+        Plan.open(plan_path) as plan,
+        pytest.raises(MissingDependency, match=r"pip install 'disa\[cpu\]'"),
+    ):
+        OnnxRuntimeSession(plan, "head")

@@ -1,0 +1,43 @@
+"""The same metrics as torch-fidelity computes from the same files."""
+
+from pathlib import Path
+
+import pytest
+
+from disa.evaluation.evaluate import evaluate
+from disa.evaluation.image_sets import ImageFiles
+from disa.evaluation.inception import Inception
+
+from .images import write_images
+
+
+def test_all_metrics(inception_weights: Path, tmp_path: Path) -> None:
+    generated, real = write_images(tmp_path / "a", 10, 0), write_images(tmp_path / "b", 7, 1)
+    import torch_fidelity
+
+    expected = torch_fidelity.calculate_metrics(
+        input1=str(generated),
+        input2=str(real),
+        cuda=False,
+        isc=True,
+        fid=True,
+        prc=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_weights),
+        feature_layer_fid="192",
+        feature_layer_prc="192",
+        batch_size=8,
+        cache=False,
+        verbose=False,
+    )
+    extractor = Inception(inception_weights, features="192")
+    found = evaluate(
+        ImageFiles(generated), ImageFiles(real), extractor, batch_size=8, precision_recall=True
+    )
+    assert found["frechet_distance"] == pytest.approx(
+        expected["frechet_inception_distance"], rel=1e-5
+    )
+    for name in ("inception_score_mean", "inception_score_std"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+    for name in ("precision", "recall"):
+        assert found[name] == expected[name]

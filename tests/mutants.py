@@ -1,0 +1,278 @@
+"""A mutation run: does a test fail when an operator, a constant or a condition is changed?
+
+    python -m tests.mutants --number 200 --seed 0
+
+Mutants are a random sample, equal parts of each room in `ROOMS`, made in a copy of the tree. Each
+is first tried by the test file that mirrors its module, or by the room's tests where there is
+none, and if it survives by all tests of the room. mutmut 3 does not see a package whose
+sub-packages lie elsewhere (`package-dir`), and neither it nor cosmic-ray takes a sample, which is
+what makes hours of minutes; hence this driver. Torch and ONNX Runtime are imported once, and each
+mutant is tried in a fork.
+
+Survivors that were read and left: limits of bytes, levels and names that are only ever passed by
+far (`MAX_BYTES`, `_MAX_...`, the smallest tile of a sheet), defaults that every caller overrides
+(`Member.cohort`), and `position + size > len(directory)` in the archive, where equality cannot be
+because a member has a name. Mutants of the AR
+loops in `runtime/families` survive the quick tests: recorded runs hold these loops, and take
+long enough that a run over this room is one for a night.
+
+What is mutated: comparisons, arithmetic, `and`/`or`, `not`, whole numbers, True and False, and
+the conditions of `if` and `while`. Not annotations, decorators, defaults of `metadata`, texts.
+"""
+
+import argparse
+import ast
+import importlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("exporter", "runtime", "engines", "calibration", "server", "src")
+ROOMS = ("runtime/sampling", "runtime/families", "engines/plan", "runtime/outputs")
+LIBRARIES = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "hypothesis", "PIL.Image")
+SLOW = ("test_remote.py", "test_adaptive.py")
+"""Test files of minutes: they are run for the modules that they mirror only."""
+PATIENCE = 5.0
+"""A mutant is killed whose tests take so many times what they take as they are: it never ends."""
+FIRST_SECONDS = 1800.0
+"""Time for the tests as they are, which export plans."""
+
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one expression of a file."""
+
+    path: Path
+    line: int
+    old: str
+    new: str
+    text: str
+    """The whole file with the change."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.old}  ->  {self.new}"
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """All mutants of a file."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    lines = source.encode().splitlines(keepends=True)
+    starts = [sum(map(len, lines[:index])) for index in range(len(lines) + 1)]
+    for node in _expressions(ast.parse(source)):
+        for changed in _changes(node):
+            assert node.end_lineno is not None
+            assert node.end_col_offset is not None
+            begin = starts[node.lineno - 1] + node.col_offset
+            end = starts[node.end_lineno - 1] + node.end_col_offset
+            data = source.encode()
+            new = ast.unparse(changed)
+            text = (data[:begin] + f"({new})".encode() + data[end:]).decode()
+            yield Mutant(path, node.lineno, ast.unparse(node), new, text)
+
+
+def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
+    """The expressions that are worth a mutant."""
+    for name, value in ast.iter_fields(tree):
+        if name in ("annotation", "returns", "decorator_list", "type_params", "bases"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+                continue
+            if isinstance(child, ast.keyword) and child.arg == "metadata":
+                continue
+            if isinstance(child, ast.expr):
+                yield child
+            if isinstance(child, ast.AST):
+                yield from _expressions(child)
+
+
+def _changes(node: ast.expr) -> Iterator[ast.expr]:
+    match node:
+        case ast.Compare(left, [operator], right) if type(operator) in COMPARISONS:
+            yield ast.Compare(left, [COMPARISONS[type(operator)]()], right)
+        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
+            if not any(isinstance(part, ast.Constant | ast.JoinedStr) and _is_text(part)
+                       for part in (left, right)):  # fmt: skip
+                yield ast.BinOp(left, OPERATORS[type(operator)](), right)
+        case ast.BoolOp(operator, values):
+            other = ast.Or() if isinstance(operator, ast.And) else ast.And()
+            yield ast.BoolOp(other, values)
+        case ast.UnaryOp(ast.Not(), operand):
+            yield operand
+        case ast.IfExp(test, body, otherwise):
+            yield ast.IfExp(ast.UnaryOp(ast.Not(), test), body, otherwise)
+        case ast.Constant(bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(int(value)):
+            yield ast.Constant(value + 1)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
+
+
+def sample(number: int, seed: int, rooms: Sequence[str]) -> list[Mutant]:
+    """So many mutants, the same share of each room."""
+    chance, chosen = random.Random(seed), []
+    for room in rooms:
+        paths = sorted((ROOT / room).rglob("*.py"))
+        found = [m for path in paths for m in mutants_of(path.relative_to(ROOT))]
+        chosen += chance.sample(found, min(len(found), number // len(rooms)))
+    return chosen
+
+
+def mutants_at(places: Sequence[str]) -> list[Mutant]:
+    """All mutants of some lines, such as those that survived before."""
+    return [
+        mutant
+        for path, _, line in (place.partition(":") for place in places)
+        for mutant in mutants_of(Path(path))
+        if mutant.line == int(line)
+    ]
+
+
+def tests_of(path: Path, tree: Path) -> list[list[str]]:
+    """What is run for a module, one after the other until something fails."""
+    folder = Path("tests") / path.parent
+    while not (tree / folder).is_dir():
+        folder = folder.parent
+    mirror = folder / f"test_{path.name}"
+    rest = [
+        str(each.relative_to(tree))
+        for each in sorted((tree / folder).rglob("test_*.py"))
+        if each.name not in SLOW and each.relative_to(tree) != mirror
+    ]
+    return [[str(mirror)], rest] if (tree / mirror).exists() else [rest]
+
+
+def copy_tree(target: Path) -> None:
+    """A copy of the tree that can be changed, importable as `disa`."""
+    for name in (*SOURCES, "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("demo", "pyproject.toml", ".cache"):
+        if (ROOT / name).exists():
+            (target / name).symlink_to(ROOT / name)
+    package = target / ".pkg" / "disa"
+    package.mkdir(parents=True)
+    for source in [*(target / "src" / "disa").iterdir(), *(target / n for n in SOURCES[:-1])]:
+        (package / source.name).symlink_to(source)
+
+
+def survives(mutant: Mutant, tree: Path, seconds: float) -> bool:
+    """Whether no test fails."""
+    path = tree / mutant.path
+    original = path.read_text(encoding="utf-8")
+    path.write_text(mutant.text, encoding="utf-8")
+    try:
+        return all(passes(tests, tree, seconds) for tests in tests_of(mutant.path, tree))
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+def passes(tests: Sequence[str], tree: Path, seconds: float) -> bool:
+    """Whether all of these tests pass, in a fork of this process."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        _run(tests, tree)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def _run(tests: Sequence[str], tree: Path) -> None:
+    """Run tests and end this process with their exit code."""
+    code = 1
+    try:
+        said = os.open(tree / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1), os.dup2(said, 2)
+        os.chdir(tree)
+        import pytest
+
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Try how many mutants the tests find.")
+    parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rooms", default=",".join(ROOMS))
+    parser.add_argument("--at", help="all mutants of these lines instead: FILE:LINE,...")
+    arguments = parser.parse_args()
+    rooms = arguments.rooms.split(",")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        ours = [str(tree / ".pkg"), str(tree)]
+        sys.path[:] = ours + [p for p in sys.path if p not in ("", str(ROOT), str(ROOT / ".pkg"))]
+        os.environ["PYTHONPATH"] = os.pathsep.join(ours)
+        for library in LIBRARIES:
+            importlib.import_module(library)
+        seconds = {}
+        for room in rooms:
+            for rehearsal in (True, False):
+                begin = time.monotonic()
+                (tests,) = tests_of(Path(room) / "no_module.py", tree)
+                if not passes(tests, tree, FIRST_SECONDS):
+                    sys.exit((tree / "said.txt").read_text() + f"the tests of {room} fail")
+                seconds[room] = 30 + PATIENCE * (time.monotonic() - begin)
+                if rehearsal and seconds[room] < 300:
+                    break
+            print(f"{room}: at most {seconds[room]:.0f} s a mutant", flush=True)
+        left: list[Mutant] = []
+        chosen = sample(arguments.number, arguments.seed, rooms)
+        if arguments.at:
+            chosen = mutants_at(arguments.at.split(","))
+        for index, mutant in enumerate(chosen, 1):
+            room = next(room for room in rooms if mutant.path.is_relative_to(room))
+            alive = survives(mutant, tree, seconds[room])
+            left += [mutant] if alive else []
+            print(f"{index}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
+    killed = len(chosen) - len(left)
+    print(f"{killed} of {len(chosen)} mutants killed, {killed / len(chosen):.0%}; survivors:")
+    print("\n".join(map(str, left)))
+
+
+if __name__ == "__main__":
+    main()

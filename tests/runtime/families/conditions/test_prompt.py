@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disa.errors import DamagedFile, DisaError
+from disa.exporter.checkpoints.tokenizer import read_tokenizer
+from disa.runtime.families.conditions.prompt import (
+    MAX_PROMPT_TOKENS,
+    EncodedPrompt,
+    PromptBatch,
+    Tokenizer,
+    prompt_text,
+    read_prompts,
+)
+
+from ....tiny_tokenizer import write_vocabulary
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(read_tokenizer(write_vocabulary(tmp_path_factory.mktemp("text")), 200))
+
+
+def test_the_template() -> None:
+    assert prompt_text("a {} dog") == (
+        "<|im_start|>user\nGenerate an image: a {} dog<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompt_text(None) == (
+        "<|im_start|>user\nGenerate an image.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_token_ids(tokenizer: Tokenizer) -> None:
+    text, ids = prompt_text("a dog"), tokenizer.encode("a dog")
+    assert tokenizer._backend.decode(ids, skip_special_tokens=False) == text
+    assert len(ids) < len(text) / 2
+    assert max(ids) < 200
+
+
+def test_equal_prompts_are_kept_once(tokenizer: Tokenizer) -> None:
+    batch = PromptBatch.of_prompts(
+        [EncodedPrompt.of(tokenizer, prompt) for prompt in ("a dog", "a cat", "a dog")], guided=True
+    )
+    assert batch.index.tolist() == [[0, 1, 0], [2, 2, 2]]
+    assert batch.length.tolist() == [len(tokenizer.encode(p)) for p in ("a dog", "a cat", None)]
+    for row, prompt in enumerate(("a dog", "a cat", None)):
+        ids = tokenizer.encode(prompt)
+        assert batch.input_ids[row].tolist() == ids + [0] * (batch.length.max() - len(ids))
+
+
+def test_without_guidance_there_is_no_unconditional_prompt(tokenizer: Tokenizer) -> None:
+    batch = PromptBatch.of_prompts([EncodedPrompt.of(tokenizer, "a dog")], guided=False)
+    assert batch.index.tolist() == [[0]]
+    assert len(batch.input_ids) == 1
+
+
+def test_padded_rows_with_a_mask() -> None:
+    ids = np.array([[5, 6, 7], [5, 6, 9], [8, 9, 9], [8, 9, 9]])
+    mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
+    batch = PromptBatch.of_masked(ids, mask, guidance=2)
+    assert batch.index.tolist() == [[0, 1], [2, 2]]
+    assert batch.length.tolist() == [3, 2, 1]
+    with pytest.raises(DisaError, match="on the right"):
+        PromptBatch.of_masked(ids, mask[:, ::-1], guidance=2)
+    with pytest.raises(DisaError, match="halved"):
+        PromptBatch.of_masked(ids[:3], mask[:3], guidance=2)
+    with pytest.raises(DisaError, match="no tokens"):
+        PromptBatch.of_masked(ids, np.zeros_like(mask), guidance=1)
+
+
+def test_token_ids_of_another_model() -> None:
+    batch = PromptBatch.of([[[1, 2, 199]]])
+    batch.check(200)
+    with pytest.raises(DisaError, match="another model's tokenizer"):
+        batch.check(199)
+
+
+def test_a_prompt_that_is_too_long(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DisaError, match="begins 'the the"):
+        tokenizer.encode("the " * MAX_PROMPT_TOKENS)
+
+
+def test_a_plan_whose_tokenizer_is_none() -> None:
+    with pytest.raises(DisaError, match="not usable: it has no model"):
+        Tokenizer(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "a dog\n\n  a cat \r\n"),
+        ("p.json", json.dumps(["a dog", {"prompt": "a cat", "id": 3}])),
+        ("p.jsonl", '"a dog"\n\n{"prompt": "a cat"}\n'),
+    ],
+)
+def test_files_of_prompts(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    assert read_prompts(tmp_path / name) == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("p.txt", b"", "no prompts"),
+        ("p.txt", b"\xff\xfea", "UTF-8"),
+        ("p.json", b"[", "valid JSON"),
+        ("p.json", b"{}", "list of prompts"),
+        ("p.json", b'["a", 3]', "prompt 2"),
+        ("p.json", b'["a", {"text": "b"}]', "prompt 2"),
+        ("p.jsonl", b'"a"\nb\n', "valid JSON"),
+        ("p.jsonl", b'" "', "prompt 1"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_prompts(
+    tmp_path: Path, name: str, data: bytes | None, told: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DisaError, match=told) as raised:
+        read_prompts(path)
+    assert str(path) in str(raised.value)
+
+
+def test_the_model_must_know_every_token(tmp_path: Path) -> None:
+    data = bytes(read_tokenizer(write_vocabulary(tmp_path / "text"), 200))
+    content = json.loads(data)
+    ids = [*content["model"]["vocab"].values(), *(each["id"] for each in content["added_tokens"])]
+    Tokenizer(data, max(ids) + 1)
+    with pytest.raises(DamagedFile, match=f"tokens up to {max(ids)}, but the model has"):
+        Tokenizer(data, max(ids))

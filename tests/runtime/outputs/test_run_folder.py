@@ -1,0 +1,172 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disa.errors import DisaError
+from disa.runtime.outputs.formats.format import Unit
+from disa.runtime.outputs.image_files import ImageType, encode_image
+from disa.runtime.outputs.layout import Layout
+from disa.runtime.outputs.run_folder import RunFolder
+from disa.runtime.outputs.selection import Selection
+from disa.runtime.outputs.store import LocalStore
+from disa.runtime.stats import Stats
+
+REQUEST = {"plan": "tiny", "seed": 3}
+
+
+def pixels(index: int) -> np.ndarray:
+    return np.full((4, 4, 1), index % 256, np.uint8)
+
+
+def open_folder(place: Path, count: int, **options: Any) -> RunFolder:
+    layout = options.pop("layout", Layout())
+    request = options.pop("request", REQUEST)
+    selection = Selection.of_seed([0] * count, 3, options.pop("first", 0))
+    return RunFolder(LocalStore(place), request, selection, layout, "test", **options)
+
+
+def write(folder: RunFolder, unit: Unit) -> None:
+    from disa.runtime.outputs.formats.registry import format_of
+
+    files = {i: encode_image(pixels(unit.rows[i].index), ImageType()) for i in unit.missing}
+    format_of(folder.layout).write(folder.store, unit, files)
+    folder.finished(unit, Stats(images=len(unit.missing)))
+
+
+def run(place: Path, count: int, **options: Any) -> dict[str, Any]:
+    with open_folder(place, count, **options) as folder:
+        for unit in folder.units(4):
+            write(folder, unit)
+        return folder.finish(None)
+
+
+def names(place: Path) -> set[str]:
+    return {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+
+
+def test_the_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 4), pytest.raises(DisaError, match=f"process {os.getpid()} on"):
+        open_folder(tmp_path, 4)
+    assert names(tmp_path) == {"run.json"}
+    run(tmp_path, 4)
+
+
+def test_a_killed_run_frees_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from disa.runtime.outputs.lock import FolderLock\n"
+        f"lock = FolderLock(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(DisaError, match=f"process {process.pid} on"):
+            open_folder(tmp_path, 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run(tmp_path, 4)["complete"]
+
+
+def test_only_what_the_record_lists_is_deleted(tmp_path: Path) -> None:
+    mine = {"20240131.png", "000007.png", "notes.txt", "0001/010000.png", "units-of-measure.jsonl"}
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+    run(tmp_path, 4, overwrite=True)
+    run(tmp_path, 6, overwrite=True)
+    run(tmp_path, 2, overwrite=True)
+    written = {"000000.png", "000001.png", "run.json", "units.jsonl", "grid.png"}
+    assert names(tmp_path) == mine | written
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in mine)
+
+
+@pytest.mark.parametrize("name", ["000003.png", "grid.png", "samples.npz"])
+def test_files_of_nobodys_run_are_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(DisaError, match=r"no run\.json"):
+            run(tmp_path, 4, **options)
+    assert (tmp_path / name).read_bytes() == b"mine"
+    assert names(tmp_path) == {name}
+
+
+def test_a_longer_run_does_not_take_files_in(tmp_path: Path) -> None:
+    run(tmp_path, 4)
+    (tmp_path / "000005.png").write_bytes(b"mine")
+    with pytest.raises(DisaError, match=r"no run\.json"):
+        run(tmp_path, 6)
+    assert (tmp_path / "000005.png").read_bytes() == b"mine"
+
+
+def test_units_keep_their_company(tmp_path: Path) -> None:
+    run(tmp_path, 6)
+    for name in ("000001.png", "000005.png"):
+        (tmp_path / name).unlink()
+    with open_folder(tmp_path, 7) as folder:
+        units = list(folder.units(4))
+        assert [(unit.start, unit.stop, list(unit.missing)) for unit in units] == [
+            (0, 4, [1]),
+            (4, 7, [1, 2]),
+        ]
+
+
+def test_an_image_that_goes_while_the_run_goes_on(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 4) as folder:
+        for unit in folder.units(4):
+            write(folder, unit)
+        (tmp_path / "000002.png").unlink()
+        with pytest.raises(DisaError, match="1 images were removed"):
+            folder.finish(None)
+    assert run(tmp_path, 4)["complete"]
+
+
+def test_folders_for_further_ten_thousands(tmp_path: Path) -> None:
+    assert run(tmp_path, 6, first=9_997)["first_image"] == 9_997
+    images = {"009997.png", "009999.png", "0001/010000.png", "0001/010002.png"}
+    assert images < names(tmp_path)
+    with pytest.raises(DisaError, match="other image numbers"):
+        run(tmp_path, 6)
+
+
+def test_a_folder_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    record = json.loads((tmp_path / "run.json").read_text())
+    for field in ("layout", "first_image"):
+        del record[field]
+    (tmp_path / "run.json").write_text(json.dumps(record, indent=1))
+    (tmp_path / "units.jsonl").unlink()
+    record = run(tmp_path, 5)
+    assert record["complete"]
+    assert record["stats"]["images"] == 5
+    assert (tmp_path / "units.jsonl").read_text().count("\n") == 1 + 2
+
+
+def test_a_run_from_before_an_option_existed_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    with pytest.raises(DisaError, match="other order"):
+        run(tmp_path, 5, request={**REQUEST, "order": "checkerboard"})
+    record = run(tmp_path, 5, request={**REQUEST, "order": "random", "refresh": "None"})
+    assert record["stats"]["images"] == 5
+    assert record["request"]["order"] == "random"
+
+
+def test_the_log_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
+    run(tmp_path, 4)
+    log = tmp_path / "units.jsonl"
+    before = log.read_bytes()
+    log.write_bytes(before + b'{"images": [4, 8], "st')
+    assert run(tmp_path, 8)["stats"]["images"] == 8
+    assert log.read_bytes().startswith(before)
+
+
+def test_the_record_may_be_anything(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(DisaError, match=r"run\.json is damaged"):
+        run(tmp_path, 4)

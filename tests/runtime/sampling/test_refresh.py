@@ -1,0 +1,31 @@
+import pytest
+
+from disa.errors import InvalidRequest
+from disa.runtime.sampling.refresh import RefreshPlan, parse_refresh
+
+
+def full_passes(plan: RefreshPlan, iterations: int) -> list[int]:
+    return [iteration for iteration in range(iterations) if plan.is_full(iteration)]
+
+
+@pytest.mark.parametrize("text", ["9:5", "every 9 after 5", " 9 : 5 ", "EVERY 9 AFTER 5"])
+def test_the_first_ones_and_then_every_ninth(text: str) -> None:
+    assert full_passes(parse_refresh(text), 25) == [0, 1, 2, 3, 4, 5, 14, 23]
+
+
+def test_every_one() -> None:
+    assert full_passes(parse_refresh("1:0"), 5) == [0, 1, 2, 3, 4]
+
+
+def test_none_after_the_first_ones() -> None:
+    assert full_passes(parse_refresh("0:3"), 8) == [0, 1, 2]
+
+
+def test_a_list_always_has_the_first() -> None:
+    assert full_passes(parse_refresh("2, 5,40"), 8) == [0, 2, 5]
+
+
+@pytest.mark.parametrize("text", ["", "-1:5", "9:5:1", "1.5:2", "all", "9:", "1,,2", "9" * 7])
+def test_what_is_no_plan(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="EVERY:FIRST"):
+        parse_refresh(text)

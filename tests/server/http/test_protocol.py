@@ -1,0 +1,61 @@
+"""Connections that a client holds open."""
+
+import asyncio
+import socket
+import time
+
+import httpx
+import pytest
+
+from disa.server.http.protocol import GuardedProtocol
+from disa.server.settings import ServerSettings
+
+from ..conftest import PATIENCE, running_server, until
+
+ROUTE = "/v1/images/generations"
+
+
+def is_served(url: str) -> bool:
+    answer = httpx.post(url + ROUTE, json={"prompt": "0"}, timeout=PATIENCE)
+    return answer.status_code == 200
+
+
+def test_half_open_and_slow_clients_do_not_hold_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "header_seconds", 0.3)
+    with running_server(settings=ServerSettings(port=0, body_seconds=0.3)) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        silent = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(50)]
+        slow = socket.create_connection((host, int(port)), PATIENCE)
+        half = socket.create_connection((host, int(port)), PATIENCE)
+        head = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        half.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
+        assert is_served(running.url), "others are served meanwhile"
+        assert not sends_byte_by_byte(slow, b"GET /health/live HTTP/1.1\r\n" * 100)
+        assert b"408" in half.recv(100)
+        assert all(connection.recv(1) == b"" for connection in silent), "they were dropped"
+
+
+def sends_byte_by_byte(connection: socket.socket, data: bytes) -> bool:
+    """Whether all of it could be sent."""
+    try:
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.3)
+    with running_server() as running:
+        result_id = asyncio.run(running.service.results.add(bytes(30 << 20), "image/png"))
+        host, port = running.url.removeprefix("http://").split(":")
+        lazy = socket.create_connection((host, int(port)), PATIENCE)
+        lazy.sendall(f"GET /v1/images/{result_id} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        until(lambda: running.server.server_state.connections)
+        until(lambda: not running.server.server_state.connections)
+        assert is_served(running.url)
+        lazy.close()

@@ -1,0 +1,69 @@
+"""Health and metrics."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import RunningServer, until
+
+ROUTE = "/v1/images/generations"
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    """The value of each sample, by its name and the values of its labels."""
+    text = client.get("/metrics").text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_was_done_is_counted(served: RunningServer, client: httpx.Client) -> None:
+    body = {"prompt": "pear", "n": 3, "steps": "7", "stream": True, "partial_images": 2}
+    assert client.post(ROUTE, json=body).status_code == 200
+    assert client.post(ROUTE, json={"prompt": "0", "n": 0}).status_code == 400
+    found = samples(client)
+    assert found["disa_requests_total", "fake", "200"] == 1
+    assert found["disa_requests_total", "", "400"] == 1
+    assert found["disa_images_total", "fake", "finished"] == 3
+    assert found["disa_queue_seconds_count", "fake"] == 3
+    assert found["disa_first_partial_image_seconds_count", "fake"] == 3
+    assert found["disa_iteration_images_count", "fake"] == 4
+    assert found["disa_iteration_images_sum", "fake"] == 12
+    assert found["disa_backbone_batch_images_sum", "fake"] == 12
+    assert found["disa_head_calls_total", "fake"] == 4 * 7
+    assert found["disa_head_rows_total", "fake"] == 4 * 7 * 3
+    assert found["disa_running_images", "fake"] == 0
+    assert found["disa_queue_images", "fake"] == 0
+    assert found["disa_ready", "fake"] == 1
+    assert found["disa_stage_seconds_total", "fake", "preview"] > 0
+    assert ("process_resident_memory_bytes",) in found
+    text = client.get("/metrics").text
+    assert 'disa_model_info{engine="fake engine"' in text
+
+
+def test_failed_and_cancelled_images_are_counted(
+    served: RunningServer, client: httpx.Client
+) -> None:
+    def check(taken: object) -> None:
+        raise ValueError("no")
+
+    served.family.failing = check
+    assert client.post(ROUTE, json={"prompt": "0", "n": 2}).status_code == 500
+    until(lambda: served.worker.running == 0)
+    found = samples(client)
+    assert found["disa_images_total", "fake", "failed"] == 2
+    assert found["disa_requests_total", "fake", "500"] == 1
+
+
+def test_health(client: httpx.Client) -> None:
+    assert client.get("/health/live").json() == {"status": "alive"}
+    for path in ("/health", "/health/ready"):
+        state = client.get(path)
+        assert state.status_code == 200
+        assert state.json() == {
+            "status": "ready",
+            "models": {
+                "fake": {"state": "ready", "running": 0, "waiting": 0, "warmed_up_images": [1]}
+            },
+        }
