@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from disa.engines.plan.plan import Plan
 from disa.engines.plan.writer import PlanWriter
@@ -18,6 +19,10 @@ from disa.runtime.pipeline import Pipeline
 
 from .engines.tiny_graphs import backbone, head, shuffle, write_plan
 from .tiny_tokenizer import write_vocabulary
+
+# The same examples each time: `make test` answers for a change, `make fuzz` looks for new faults.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

@@ -79,7 +79,7 @@ def test_an_interrupt_while_libraries_are_imported(times: int, tmp_path: Path) -
     assert process.stdout is not None
     process.stdout.read(1)
     # The handler is there as soon as the command begins to be imported.
-    time.sleep(0.1)
+    time.sleep(0.3)
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)

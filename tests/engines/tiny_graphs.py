@@ -223,9 +223,3 @@ def graph(*nodes: NodeProto, constants: list[TensorProto] | None = None) -> Tiny
     """A graph named `head` from VECTOR to RESULT."""
     model = as_model(list(nodes), constants or [], VECTOR, RESULT)
     return TinyGraph("head", model.SerializeToString(), b"", VECTOR, RESULT)
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process that no file backs."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").split()
-    return int(status[status.index("RssAnon:") + 1]) << 10

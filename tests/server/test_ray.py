@@ -112,6 +112,12 @@ def test_the_api_is_that_of_disa_serve(url: str) -> None:
 
 
 def test_a_stream_comes_as_it_is_made(url: str) -> None:
+    # A machine that stands still for a moment looks like a buffer, but not three times in turn.
+    assert any(comes_as_it_is_made(url) for _ in range(3))
+
+
+def comes_as_it_is_made(url: str) -> bool:
+    """Whether the events of a stream do not come all at its end."""
     body = {**LONG, "stream": True, "progress": True}
     times = []
     with httpx.stream("POST", url + ROUTE, json=body, timeout=PATIENCE) as answer:
@@ -120,7 +126,7 @@ def test_a_stream_comes_as_it_is_made(url: str) -> None:
             if line.startswith("event:"):
                 times.append(time.monotonic())
     assert len(times) == LONG["num_iterations"] + 1
-    assert times[-1] - times[0] > 3 * (times[1] - times[0])
+    return times[-1] - times[0] > 3 * (times[1] - times[0])
 
 
 def test_any_replica_answers_for_the_results_of_all(url: str) -> None:

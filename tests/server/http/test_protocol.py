@@ -23,8 +23,8 @@ def is_served(url: str) -> bool:
 def test_half_open_and_slow_clients_do_not_hold_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(GuardedProtocol, "header_seconds", 0.3)
-    with running_server(settings=ServerSettings(port=0, body_seconds=0.3)) as running:
+    monkeypatch.setattr(GuardedProtocol, "header_seconds", 1.0)
+    with running_server(settings=ServerSettings(port=0, body_seconds=1.0)) as running:
         host, port = running.url.removeprefix("http://").split(":")
         silent = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(50)]
         slow = socket.create_connection((host, int(port)), PATIENCE)
@@ -49,7 +49,7 @@ def sends_byte_by_byte(connection: socket.socket, data: bytes) -> bool:
 
 
 def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.3)
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 1.0)
     with running_server() as running:
         result_id = asyncio.run(running.service.results.add(bytes(30 << 20), "image/png"))
         host, port = running.url.removeprefix("http://").split(":")
