@@ -59,8 +59,8 @@ coverage: install  ## Which lines and branches the tests reach; htmlcov/index.ht
 mutants: install  ## Change operators and constants at random: which of MUTANTS does no test find?
 	$(BIN)/python -m tests.mutants --number $${MUTANTS:-200}
 
-fuzz: install  ## Try 100,000 mutated files on every reader; FUZZ_MUTATIONS for each test.
-	FUZZ_MUTATIONS=$${FUZZ_MUTATIONS:-6700} $(BIN)/pytest -s tests/hostile tests/engines/plan/test_*_fuzz.py
+fuzz: install  ## Try 100,000 mutated files on every reader; FUZZ_SEED repeats a run.
+	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} FUZZ_MUTATIONS=$${FUZZ_MUTATIONS:-6700} $(BIN)/pytest -s tests/hostile tests/engines/plan/test_*_fuzz.py
 
 install: $(VENV)/.installed
 
