@@ -1,6 +1,7 @@
 """Properties of the processor."""
 
 import os
+import platform
 from pathlib import Path
 
 from ..errors import InvalidRequest
@@ -51,9 +52,23 @@ def _quota() -> int | None:
 
 def fast_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 matmuls."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_flags())
+
+
+def exact_int8() -> bool:
+    """Whether the processor adds int8 products in 32 bits.
+
+    x86 processors without VNNI add two of them in 16 bits first, which saturates.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(_flags())
+
+
+def _flags() -> list[str]:
+    """Names of the processor's extensions; none where they cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return []
+    return next((line for line in lines if line.startswith("flags")), "").split()

@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 from ..errors import DisaError
-from .cpu import check_threads
+from .cpu import check_threads, exact_int8
 from .ort.session import OnnxRuntimeSession, provider_runs
 from .plan.plan import Plan
 from .session import Session
@@ -69,7 +69,8 @@ def choose_engine(plan: Plan, engine: str = "auto", precision: str | None = None
     All graphs of a plan run on one engine, so that arrays need not move between engines. OpenVINO
     is selected if it is installed: its kernels are faster in fp32, bf16 and int8
     (docs/benchmarks.md). If `precision` is "fp32", accuracy is more important than speed, and
-    ONNX Runtime is selected if it is installed.
+    ONNX Runtime is selected if it is installed; likewise for int8 on a processor on which OpenVINO
+    is not exact.
 
     Raises:
         DisaError: there is no such engine.
@@ -88,7 +89,8 @@ def choose_engine(plan: Plan, engine: str = "auto", precision: str | None = None
         return "openvino"
     if provider_runs("cuda"):
         return "cuda"
-    return "openvino" if openvino and precision != "fp32" else "cpu"
+    inexact = precision == "fp32" or (plan.manifest.precision == "int8" and not exact_int8())
+    return "openvino" if openvino and not inexact else "cpu"
 
 
 def installed(package: str) -> bool:

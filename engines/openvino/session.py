@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DamagedFile, EngineError, InvalidRequest, OutOfMemory
-from ..cpu import fast_bfloat16, physical_cores
+from ..cpu import exact_int8, fast_bfloat16, physical_cores
 from ..plan.manifest import QUANTIZED
 from ..plan.plan import Plan
 from ..session import Array, TensorSpec, check_inputs, check_loop
@@ -49,6 +49,12 @@ class OpenVINOSession:
         info = plan.graph(graph)
         self.inputs, self.outputs = info.inputs, info.outputs
         self._where = f"the graph {graph} of {plan.path}"
+        of_graph = plan.manifest.precision_of(graph)
+        if of_graph == "int8" and not exact_int8():
+            raise EngineError(
+                f"{self._where}: OpenVINO's sums of int8 products overflow on this processor, "
+                "which has no VNNI instructions: use --engine cpu"
+            )
         self._openvino = load()
         wanted = precision or ("bf16" if fast_bfloat16() else "fp32")
         wanted = "fp32" if info.traits.always_fp32 else wanted
@@ -63,7 +69,6 @@ class OpenVINOSession:
             self._model = core.compile_model(model, "CPU", settings)
             self._request = self._model.create_infer_request()
         self._check_interface()
-        of_graph = plan.manifest.precision_of(graph)
         computed_in = self._check_precision(wanted, of_graph)
         if of_graph in QUANTIZED:
             computed_in = f"{of_graph}, the rest in {wanted}"

@@ -214,9 +214,11 @@ def _exact_quantization(precision: str) -> dict[str, str]:
     """Session options that make it compute exactly what a graph of this precision defines.
 
     The CPU has no fp8 matmuls: the operands are rounded to fp8 and multiplied in fp32. Fusing
-    these nodes would need kernels that do not exist.
+    these nodes would need kernels that do not exist. On x86 processors without VNNI the usual
+    int8 kernels saturate, see `exact_int8`; slower ones do not. On others the option has no effect.
     """
-    return {"session.disable_quant_qdq": "1"} if precision == "fp8" else {}
+    exact = {"fp8": "session.disable_quant_qdq", "int8": "session.x64quantprecision"}
+    return {exact[precision]: "1"} if precision in exact else {}
 
 
 def _computed_in(graph: str, provider: str | None) -> str:

@@ -48,5 +48,23 @@ def test_fast_bfloat16(files: dict[str, str], flags: str, fast: bool) -> None:
     assert cpu.fast_bfloat16() == fast
 
 
+@pytest.mark.parametrize(
+    ("machine", "flags", "exact"),
+    [
+        ("x86_64", "avx2", False),
+        ("AMD64", "avx512f", False),
+        ("x86_64", "avx2 avx_vnni", True),
+        ("x86_64", "avx512_vnni", True),
+        ("aarch64", "", True),
+    ],
+)
+def test_exact_int8(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, exact: bool
+) -> None:
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    files["/proc/cpuinfo"] = f"flags\t\t: {flags}\n"
+    assert cpu.exact_int8() == exact
+
+
 def test_an_unknown_system_has_no_fast_bfloat16(files: dict[str, str]) -> None:
     assert not cpu.fast_bfloat16()

@@ -14,7 +14,7 @@ from disa.engines.ort.session import OnnxRuntimeSession
 from disa.engines.plan.plan import Plan, PlanWriter
 from disa.errors import DisaError, MissingDependency
 
-from .tiny_graphs import HEAD_ENGINE
+from .tiny_graphs import HEAD_ENGINE, write_int8_plan
 
 
 @pytest.fixture
@@ -51,6 +51,16 @@ def test_auto_takes_the_fastest_that_runs(machine: Any, with_engine: Path) -> No
             machine(*runs, backend=backend)
             assert choose_engine(plan) == auto
             assert choose_engine(plan, "onnxruntime") == onnxruntime
+
+
+def test_openvino_is_not_chosen_for_int8_where_it_is_inexact(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("openvino")
+    with Plan.open(write_int8_plan(tmp_path / "int8.plan")) as plan:
+        for exact, engine in ((True, "openvino"), (False, "cpu")):
+            monkeypatch.setattr(opening, "exact_int8", lambda exact=exact: exact)
+            assert choose_engine(plan) == engine
 
 
 def test_openvino_is_not_chosen_for_fp32(machine: Any, plan_path: Path) -> None:

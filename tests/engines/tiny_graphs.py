@@ -223,3 +223,29 @@ def graph(*nodes: NodeProto, constants: list[TensorProto] | None = None) -> Tiny
     """A graph named `head` from VECTOR to RESULT."""
     model = as_model(list(nodes), constants or [], VECTOR, RESULT)
     return TinyGraph("head", model.SerializeToString(), b"", VECTOR, RESULT)
+
+
+INT8_DEPTH = 512
+
+
+def write_int8_plan(path: Path) -> Path:
+    """A plan of y = x @ w in int8, where x [n, INT8_DEPTH] and all of w [INT8_DEPTH, 4] are 127."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["w", "ones", "zeros"], ["matrix"], axis=1),
+        helper.make_node("MatMul", ["rounded", "matrix"], ["y"]),
+    ]
+    constants = {
+        "one": np.float32(1),
+        "zero": np.int8(0),
+        "ones": np.ones(4, np.float32),
+        "zeros": np.zeros(4, np.int8),
+        "w": np.full((INT8_DEPTH, 4), 127, np.int8),
+    }
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    x = (TensorSpec("x", "float32", ("n", INT8_DEPTH)),)
+    model = as_model(nodes, tensors, x, RESULT).SerializeToString()
+    quantization = {"graphs": {"head": {"products": 1}}}
+    graphs = [TinyGraph("head", model, b"", x, RESULT)]
+    return write_plan(path, graphs, precision="int8", quantization=quantization)

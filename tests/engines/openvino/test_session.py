@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from disa.engines.cpu import fast_bfloat16, physical_cores
+from disa.engines.cpu import exact_int8, fast_bfloat16, physical_cores
 from disa.engines.openvino import session as sessions
 from disa.engines.openvino.session import OpenVINOSession
 from disa.engines.ort.session import OnnxRuntimeSession
@@ -21,6 +21,7 @@ from disa.errors import DisaError, MissingDependency
 from ..bad_plans import cut_weights, damage_graph, empty, lie, not_onnx, steal, swap_types
 from ..loading_memory import loading_memory
 from ..tiny_graphs import (
+    INT8_DEPTH,
     RESULT,
     VECTOR,
     External,
@@ -28,6 +29,7 @@ from ..tiny_graphs import (
     as_model,
     graph,
     head_loop,
+    write_int8_plan,
     write_plan,
 )
 
@@ -55,6 +57,19 @@ def test_weights_are_not_copied(tmp_path: Path) -> None:
     with Plan.open(large) as plan:
         session = OpenVINOSession(plan, "head", precision="fp32")
     assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[3.0] * 4]
+
+
+def test_sums_of_int8_products_are_exact_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Plan.open(write_int8_plan(tmp_path / "int8.plan")) as plan:
+        if exact_int8():
+            session = OpenVINOSession(plan, "head")
+            y = session.run({"x": np.full((3, INT8_DEPTH), 127, np.float32)})["y"]
+            assert y.tolist() == [[INT8_DEPTH * 127.0**2] * 4] * 3
+        monkeypatch.setattr(sessions, "exact_int8", lambda: False)
+        with pytest.raises(DisaError, match="no VNNI instructions: use --engine cpu"):
+            OpenVINOSession(plan, "head")
 
 
 def test_a_session_outlives_its_plan(plan_path: Path) -> None:
@@ -114,7 +129,8 @@ def test_without_bfloat16_it_computes_in_fp32(
 def test_another_precision_than_asked_for_is_an_error(
     plan_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for asked, given in [("fp32", "bf16"), ("bf16", "f32")]:
+    wrong = [("bf16", "f32"), *([("fp32", "bf16")] if fast_bfloat16() else [])]
+    for asked, given in wrong:
         monkeypatch.setitem(sessions._HINTS, asked, given)
         with Plan.open(plan_path) as plan, pytest.raises(DisaError, match=f"not in {asked}: use"):
             OpenVINOSession(plan, "head", precision=asked)

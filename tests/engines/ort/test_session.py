@@ -23,6 +23,7 @@ from ..bad_plans import (
 )
 from ..loading_memory import loading_memory
 from ..tiny_graphs import (
+    INT8_DEPTH,
     RESULT,
     VECTOR,
     External,
@@ -32,6 +33,7 @@ from ..tiny_graphs import (
     graph,
     head,
     head_loop,
+    write_int8_plan,
     write_plan,
 )
 
@@ -61,6 +63,12 @@ def test_weights_are_not_copied(tmp_path: Path) -> None:
     with Plan.open(path) as plan:
         session = OnnxRuntimeSession(plan, "head", prepack=False)
         assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[5.0] * 4]
+
+
+def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:
+    with Plan.open(write_int8_plan(tmp_path / "int8.plan")) as plan:
+        y = OnnxRuntimeSession(plan, "head").run({"x": np.full((3, INT8_DEPTH), 127, np.float32)})
+    assert y["y"].tolist() == [[INT8_DEPTH * 127.0**2] * 4] * 3
 
 
 def test_a_session_outlives_its_plan(plan_path: Path) -> None:
