@@ -12,11 +12,13 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from disa.engines.cpu import physical_cores
+from disa.engines.cpu import fast_bfloat16, physical_cores
 
 from ..records import Clock, least
 
 SIZE, TRIES = 2048, 10
+EMULATED_SIZE = 256
+"""Size in bf16 on a processor without it, where a large product takes half a minute."""
 
 
 def matrix_rates(
@@ -34,6 +36,8 @@ def matrix_rates(
 
 def bf16_rate(clock: Clock = time.perf_counter, size: int = SIZE) -> float:
     """In PyTorch, with the threads that it is set to: ONNX Runtime has no bf16 on the CPU."""
+    if not fast_bfloat16():
+        size = min(size, EMULATED_SIZE)
     left, right = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / least(lambda: torch.mm(left, right), clock, TRIES)
 
