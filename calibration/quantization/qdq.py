@@ -99,20 +99,21 @@ def insert_quantization(
     graph = result.graph
     by_node = {matmul.node: matmul for matmul in chosen}
     nodes: list[Any] = []
+    used: dict[str, Any] = {}
     for node in graph.node:
         matmul = by_node.get(node.name)
         if matmul is None:
             nodes.append(node)
             continue
         left, right = _Operand(f"{matmul.node}.left"), _Operand(f"{matmul.node}.right")
-        matrix = matrices[matmul.weight]
+        matrix = _unshared(matrices[matmul.weight], right, used)
         graph.initializer.extend(left.parameters(np.float32(scales[matmul.activation]), form))
         graph.initializer.extend(right.parameters(matrix_scales[matmul.weight], form))
         nodes.append(left.quantize(matmul.activation))
         nodes.append(left.dequantize(left.quantized))
         nodes.append(right.dequantize(matrix.name, axis=1))
         nodes.extend(_matmul_nodes(node, matmul, left, right))
-    graph.initializer.extend({matrices[p.weight].name: matrices[p.weight] for p in chosen}.values())
+    graph.initializer.extend(used.values())
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
@@ -162,6 +163,21 @@ class _Operand:
 
         inputs = [source, f"{self.name}.scale", f"{self.name}.zero"]
         return helper.make_node(kind, inputs, [result], f"{result}.{kind}", **attributes)
+
+
+def _unshared(matrix: Any, operand: _Operand, used: dict[str, Any]) -> Any:
+    """The matrix, or one of another name with the same data if it is used already.
+
+    ONNX Runtime's exact int8 kernels (see `engines.cpu.exact_int8`) cannot be loaded if two
+    matmuls share a matrix.
+    """
+    if matrix.name in used:
+        copy = type(matrix)()
+        copy.CopyFrom(matrix)
+        copy.name = f"{operand.name}.matrix"
+        matrix = copy
+    used[matrix.name] = matrix
+    return matrix
 
 
 def _matmul_nodes(node: Any, matmul: Matmul, left: _Operand, right: _Operand) -> list[Any]:

@@ -128,6 +128,19 @@ def test_rounding_and_clipping() -> None:
     np.testing.assert_array_equal(fp8.astype(np.float32), [1.0, 1.125, 448.0, -448.0])
 
 
+def test_every_matmul_has_a_matrix_of_its_own() -> None:
+    model = tiny_model()
+    result = quantized(model, find_matmuls(model), {"x": 0.02, "sum": 0.3}, Format.INT8)
+    sources = [
+        node.input[0]
+        for node in result.graph.node
+        if node.name.endswith("right.rounded.DequantizeLinear")
+    ]
+    matrices = {tensor.name: tensor.raw_data for tensor in result.graph.initializer}
+    assert len(sources) == len(set(sources)) == 3
+    assert matrices[sources[0]] == matrices[sources[1]] != matrices[sources[2]]
+
+
 @pytest.mark.parametrize("form", list(Format))
 def test_the_graph_computes_on_rounded_operands(form: Format, tmp_path: Path) -> None:
     model = tiny_model()

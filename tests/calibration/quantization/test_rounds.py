@@ -12,11 +12,12 @@ from disa.calibration.quantization.qdq import Format
 from disa.calibration.quantization.quantize import quantize
 from disa.calibration.quantization.result import Quantized
 from disa.calibration.quantization.rounds import Round, rounds_of
+from disa.engines.cpu import exact_int8
 from disa.engines.plan.manifest import GraphInfo
 from disa.engines.plan.plan import Plan
 from disa.engines.plan.traits import GraphTraits, Role
 from disa.engines.plan.writer import PlanWriter
-from disa.errors import DisaError
+from disa.errors import DisaError, EngineError
 from disa.exporter.against import compare_with_checkpoint
 from disa.exporter.graphs.check import TOLERANCES
 from disa.runtime.families.masked.options import MaskedOptions
@@ -163,7 +164,13 @@ def test_the_passes_are_compared_with_the_checkpoint(pair: tuple[Path, Quantized
         assert each.alone < 1e-5, each
 
 
-def test_openvino_runs_them(made: Quantized) -> None:
+def test_openvino_runs_them_or_refuses(made: Quantized) -> None:
+    with Plan.open(made.path) as plan:
+        precision = plan.manifest.precision
+    if precision == "int8" and not exact_int8():
+        with pytest.raises(EngineError, match="no VNNI"):
+            generate(made.path, "openvino", refresh="3:2")
+        return
     expected = generate(made.path, refresh="3:2")
     assert distance(generate(made.path, "openvino", refresh="3:2"), expected) < 0.2
 
