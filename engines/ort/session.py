@@ -273,6 +273,11 @@ def _explain(message: str, precision: str) -> str:
             "ONNX Runtime cannot compute it in bf16 on this engine: use --engine openvino or "
             "cuda, or export with --fp32"
         )
+    if "replace the existing tensor" in message and precision == "int8":
+        return (
+            "two matmuls share an int8 matrix, which cannot be computed exactly on this processor "
+            "(it has no VNNI instructions): quantise the fp32 plan again"
+        )
     if _is_out_of_memory(message):
         return "not enough memory: use a smaller --batch-size"
     lines = message.strip().splitlines() or ["no reason given"]

@@ -71,6 +71,18 @@ def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:
     assert y["y"].tolist() == [[INT8_DEPTH * 127.0**2] * 4] * 3
 
 
+def test_a_shared_int8_matrix_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("graph.cc:4164 Attempt to replace the existing tensor")
+
+    path = write_int8_plan(tmp_path / "int8.plan")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with Plan.open(path) as plan, pytest.raises(DisaError, match="quantise the fp32 plan again"):
+        OnnxRuntimeSession(plan, "head")
+
+
 def test_a_session_outlives_its_plan(plan_path: Path) -> None:
     with Plan.open(plan_path) as plan:
         session = OnnxRuntimeSession(plan, "head")
