@@ -152,27 +152,31 @@ def sample(number: int, seed: int, rooms: Sequence[str]) -> list[Mutant]:
 
 
 def mutants_at(places: Sequence[str]) -> list[Mutant]:
-    """All mutants of some lines, such as those that survived before."""
+    """All mutants of some lines, such as those that survived before, or of whole files."""
     return [
         mutant
         for path, _, line in (place.partition(":") for place in places)
         for mutant in mutants_of(Path(path))
-        if mutant.line == int(line)
+        if not line or mutant.line == int(line)
     ]
 
 
-def tests_of(path: Path, tree: Path) -> list[list[str]]:
+def tests_of(path: Path, tree: Path, room: Path) -> list[list[str]]:
     """What is run for a module, one after the other until something fails."""
     folder = Path("tests") / path.parent
     while not (tree / folder).is_dir():
         folder = folder.parent
     mirror = folder / f"test_{path.name}"
-    rest = [
-        str(each.relative_to(tree))
-        for each in sorted((tree / folder).rglob("test_*.py"))
-        if each.name not in SLOW and each.relative_to(tree) != mirror
-    ]
-    return [[str(mirror)], rest] if (tree / mirror).exists() else [rest]
+    stages: list[list[str]] = [[str(mirror)]] if (tree / mirror).exists() else []
+    for place in dict.fromkeys((folder, Path("tests") / room)):
+        tried = {each for stage in stages for each in stage}
+        found = [
+            str(each.relative_to(tree))
+            for each in sorted((tree / place).rglob("test_*.py"))
+            if each.name not in SLOW
+        ]
+        stages.append([each for each in found if each not in tried])
+    return [stage for stage in stages if stage]
 
 
 def copy_tree(target: Path) -> None:
@@ -188,13 +192,15 @@ def copy_tree(target: Path) -> None:
         (package / source.name).symlink_to(source)
 
 
-def survives(mutant: Mutant, tree: Path, seconds: float) -> bool:
+def survives(mutant: Mutant, tree: Path, room: str, seconds: float) -> bool:
     """Whether no test fails."""
     path = tree / mutant.path
     original = path.read_text(encoding="utf-8")
     path.write_text(mutant.text, encoding="utf-8")
     try:
-        return all(passes(tests, tree, seconds) for tests in tests_of(mutant.path, tree))
+        return all(
+            passes(tests, tree, seconds) for tests in tests_of(mutant.path, tree, Path(room))
+        )
     finally:
         path.write_text(original, encoding="utf-8")
 
@@ -236,7 +242,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default=",".join(ROOMS))
-    parser.add_argument("--at", help="all mutants of these lines instead: FILE:LINE,...")
+    parser.add_argument("--at", help="all mutants of these instead: FILE or FILE:LINE,...")
     arguments = parser.parse_args()
     rooms = arguments.rooms.split(",")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -253,7 +259,7 @@ def main() -> None:
         for room in rooms:
             for rehearsal in (True, False):
                 begin = time.monotonic()
-                (tests,) = tests_of(Path(room) / "no_module.py", tree)
+                (tests,) = tests_of(Path(room) / "no_module.py", tree, Path(room))
                 if not passes(tests, tree, FIRST_SECONDS):
                     sys.exit((tree / "said.txt").read_text() + f"the tests of {room} fail")
                 seconds[room] = 30 + PATIENCE * (time.monotonic() - begin)
@@ -266,7 +272,7 @@ def main() -> None:
             chosen = mutants_at(arguments.at.split(","))
         for index, mutant in enumerate(chosen, 1):
             room = next(room for room in rooms if mutant.path.is_relative_to(room))
-            alive = survives(mutant, tree, seconds[room])
+            alive = survives(mutant, tree, room, seconds[room])
             left += [mutant] if alive else []
             print(f"{index}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
     killed = len(chosen) - len(left)
