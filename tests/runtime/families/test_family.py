@@ -124,10 +124,12 @@ def test_what_an_image_costs(name: str, scale: float, pipelines: Pipelines) -> N
     pipe = pipelines(name)
     (sample,) = started(pipe, name, {"guidance_scale": scale})
     stats = Stats()
+    seen: list[Iteration] = []
     for at in range(len(TOKENS[name])):
         assert (sample.iteration, sample.done) == (at, False)
-        pipe.family.step([sample], stats)
+        pipe.family.step([sample], stats, seen.append)
     assert sample.done
+    assert [each.predicted.shape for each in seen] == [(count, 1) for count in TOKENS[name]]
     rows = sum(c * s for c, s in zip(TOKENS[name], STEPS[name], strict=True))
     assert sample.cost.steps == STEPS[name]
     assert sample.cost.head_rows == stats.head_rows == rows
