@@ -57,7 +57,7 @@ class Entry:
 def safe_name(name: str) -> bool:
     """Whether a member name is a plain relative path in printable ASCII."""
     return (
-        0 < len(name) <= MAX_NAME
+        len(name) <= MAX_NAME
         and all(" " < letter < "\x7f" and letter not in '\\:*?"<>|' for letter in name)
         and all(part not in ("", ".", "..") for part in name.split("/"))
     )
@@ -186,7 +186,7 @@ def read_directory(read: Callable[[int, int], bytes], file_size: int) -> list[En
         names.add(entry.name)
         if header != end:
             raise ArchiveError(f"its member {entry.name} is not where it should be")
-        offset = _data_offset(read, entry, header, start)
+        offset = _data_offset(read, entry, header)
         end = offset + entry.size
         if end > start:
             raise ArchiveError(f"its member {entry.name} reaches beyond the end of the data")
@@ -216,7 +216,7 @@ def _find_directory(read: Callable[[int, int], bytes], file_size: int) -> tuple[
     small = (min(count, _FULL16), min(count, _FULL16), min(size, _FULL32), min(start, _FULL32))
     if tail[-_END.size :] != _END.pack(_END_MAGIC, 0, 0, *small, 0):
         raise ArchiveError("its directory is missing or damaged, as after an incomplete copy")
-    if not 0 < count <= MAX_MEMBERS or size > count * (_CENTRAL.size + MAX_NAME + 28):
+    if count > MAX_MEMBERS or size > count * (_CENTRAL.size + MAX_NAME + 28):
         raise ArchiveError(f"its directory claims {count} members in {size} bytes")
     return start, size, count
 
@@ -259,9 +259,9 @@ def _wide(name: str, extra: bytes, compressed: int, size: int, header: int) -> t
     return size, header
 
 
-def _data_offset(read: Callable[[int, int], bytes], entry: Entry, header: int, limit: int) -> int:
+def _data_offset(read: Callable[[int, int], bytes], entry: Entry, header: int) -> int:
     expected = _local_header(entry.name, entry.size, entry.crc, header)
-    if header + len(expected) > limit or read(header, len(expected)) != expected:
+    if read(header, len(expected)) != expected:
         raise ArchiveError(f"the header of its member {entry.name} is damaged")
     return header + len(expected)
 

@@ -72,8 +72,9 @@ def _graph(family: str, name: str, entry: Any) -> Any:
             f"the plan has format 1, which does not describe the use of its graph {name[:64]!r}: "
             "export the checkpoint again with disa-export"
         )
-    inputs = entry.get("inputs")
-    shapes = [spec.get("shape") for spec in inputs or () if isinstance(spec, dict)]
+    given = entry.get("inputs")
+    inputs = given if isinstance(given, list) else []
+    shapes = [spec.get("shape") for spec in inputs if isinstance(spec, dict)]
     names = [dim for shape in shapes if isinstance(shape, list) for dim in shape]
     split = next((dimension for dimension in _SPLIT if dimension in names), None)
     return {**traits.to_json(), "split": split, **entry}

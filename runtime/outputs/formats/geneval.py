@@ -30,7 +30,7 @@ class GenEvalNaming:
 
     def index(self, name: str) -> int | None:
         match = _IMAGE.fullmatch(name)
-        if not match or int(match[1]) >= self._prompts:
+        if not match:
             return None
         index = int(match[2]) * self._prompts + int(match[1])
         return index if name == self.name(index) else None

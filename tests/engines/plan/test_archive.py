@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import struct
@@ -44,6 +45,23 @@ def test_members_come_back_where_the_directory_says() -> None:
     assert {e.name: data[e.offset : e.offset + e.size] for e in entries} == MEMBERS
     assert all(entry.offset % ALIGNMENT == 0 for entry in entries)
     assert entries[2].offset % PAGE == 0
+
+
+def test_large_members_begin_on_a_page() -> None:
+    data = write({"a": b"x" * 4095, "b": b"y" * 4096, "c": b"z"})
+    small, large, last = read_directory(reader(data), len(data))
+    assert small.offset % 64 == 0 < small.offset % 4096
+    assert large.offset % 4096 == 0
+    # No more is left free than has to be.
+    assert large.offset - (small.offset + small.size) < 4096 + 100
+    assert last.offset - (large.offset + large.size) < 64 + 100
+
+
+def test_plans_of_earlier_versions_are_read() -> None:
+    """These bytes never change: they are what every plan is made of."""
+    assert hashlib.sha256(_GOOD).hexdigest() == (
+        "e7f0dc210edcee9061b1bf028655e6be10246c2e731e6ce07412b5c219b18ba1"
+    )
 
 
 def test_any_unzip_program_reads_it() -> None:
@@ -129,7 +147,10 @@ def test_members_beyond_4_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("C:a", False),
         ("a\x00b", False),
         ("ä", False),
+        ("a" * 1024, True),
         ("a" * 1025, False),
+        ("!~", True),
+        ("a\x7f", False),
     ],
 )
 def test_safe_names(name: str, safe: bool) -> None:
@@ -173,6 +194,14 @@ def _patched(find: bytes, offset: int, value: bytes) -> bytes:
     return bytes(data)
 
 
+def _counted(count: int) -> bytes:
+    """A directory that claims so many members."""
+    data = bytearray(write(MEMBERS))
+    struct.pack_into("<2Q", data, data.rindex(b"PK\x06\x06") + 24, count, count)
+    struct.pack_into("<2H", data, data.rindex(b"PK\x05\x06") + 8, count, count)
+    return bytes(data)
+
+
 _GOOD = write(MEMBERS)
 
 
@@ -180,6 +209,11 @@ _GOOD = write(MEMBERS)
     ("data", "message"),
     [
         (b"", "too short"),
+        (b"PK\x03\x04" + bytes(93), "too short"),
+        (b"PK\x03\x04" + bytes(94), "incomplete copy"),
+        (_counted(0), "data that belongs to no member|claims 0 members"),
+        (_counted(3), "longer than its members need"),
+        (_counted(5), "cut short"),
         (b"\x80" * 5000, "does not begin like a plan"),
         (_GOOD[:-1], "incomplete copy"),
         (_GOOD[: len(_GOOD) // 2], "incomplete copy"),
@@ -197,6 +231,7 @@ _GOOD = write(MEMBERS)
         (_patched(b"PK\x01\x02", 42, struct.pack("<I", 7)), "not where it should be"),
         (_patched(b"PK\x01\x02", 42, b"\xff\xff\xff\xff"), "damaged"),
         (_patched(b"graphs/a.data", -18, struct.pack("<2H", 12, 1)), "damaged"),
+        (_patched(b"graphs/a.data", -18, struct.pack("<2H", 13, 13)), "damaged"),
         (_patched(b"PK\x06\x06", 32, struct.pack("<Q", 2**62)), "damaged"),
         (_patched(b"PK\x06\x06", 24, struct.pack("<2Q", 2**40, 2**40)), "damaged"),
         (_patched(b"PK\x06\x07", 8, struct.pack("<Q", 2**63)), "damaged"),
@@ -220,3 +255,10 @@ def test_a_directory_that_claims_too_much_is_not_read() -> None:
     with pytest.raises(ArchiveError, match="claims 4097 members"):
         read_directory(read, len(data))
     assert max(sizes) < 200
+
+
+def test_as_many_members_with_names_as_long_as_may_be() -> None:
+    for members in ({f"{i}": b"" for i in range(4096)}, {letter * 1024: b"" for letter in "ab"}):
+        data = write(members)
+        entries = read_directory(reader(data), len(data))
+        assert [entry.name for entry in entries] == list(members)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disa.checked_json import JSONError
+from disa.engines.plan import manifest as manifest_module
 from disa.engines.plan.engine_info import EngineInfo, ShapeRange
 from disa.engines.plan.manifest import MAX_BYTES, Manifest, dump_manifest, parse_manifest
+from disa.engines.plan.traits import Role
 from disa.engines.session import TensorSpec
 from disa.errors import DisaError
 
@@ -204,6 +206,90 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
 ]
 
 
+def _source_of(size: int) -> dict[str, str]:
+    """An object of so many bytes as JSON."""
+    source = {str(part): "x" * 65_000 for part in range(4)} | {"rest": ""}
+    source["rest"] = "x" * (size - len(json.dumps(source)))
+    return source
+
+
+LIMITS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (_set("name", "x" * 256), ""),
+    (_set("name", "x" * 257), "at most 256 letters"),
+    (_set("class_names", ["x" * 256]), ""),
+    (_set("defaults", "note", "x" * 256), ""),
+    (_set("defaults", "note", "x" * 257), "note in .* should be a number or a short text"),
+    (_set("tokens", "count", 0), ""),
+    (_set("tokens", "count", 2**24), ""),
+    (_set("tokens", "count", 2**24 + 1), "from 0 to 16777216"),
+    (_set("tokens", "sizes", {"a": [1, 2**24 + 1]}), "1 in a in sizes in tokens in .* from 0 to"),
+    (_set("tokens", "what", "text"), ""),
+    (_set(*X, "shape", ["rows", 16, *[1] * 6]), "no output of it can be its next input"),
+    (_set(*X, "shape", ["rows", 16, *[1] * 7]), "a tensor of at most 8 dimensions"),
+    (_set("source", _source_of(1 << 18)), ""),
+    (_set("source", _source_of((1 << 18) + 1)), "an object of at most 262144 bytes"),
+    (_set(*HEAD, "split", None), ""),
+    (_set(*HEAD, "role", "modulated_step"), ""),
+    (_set(*HEAD, "outputs", 0, "dtype", "int64"), "no output of it can be its next input"),
+    (_set(*HEAD, "quantizable", False), ""),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), LIMITS)
+def test_limits_may_be_reached(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    changed = content()
+    changed["engines"] = []
+    change(changed)
+    if not message:
+        assert parse(changed).raw == changed
+        return
+    with pytest.raises(JSONError, match=message):
+        parse(changed)
+
+
+@pytest.mark.parametrize("role", ["step", "modulated_step", "iteration", "decode"])
+def test_only_a_step_feeds_itself(role: str) -> None:
+    changed = content()
+    changed["engines"] = []
+    changed["graphs"]["head"] |= {"role": role}
+    changed["graphs"]["head"]["outputs"][0]["shape"] = ["rows", 8]
+    if "step" not in role:
+        assert [graph.name for graph in parse(changed).with_role(Role(role))] == ["head"]
+        assert parse(changed).with_role(Role.STEP) == []
+        return
+    with pytest.raises(JSONError, match="no output of it can be its next input"):
+        parse(changed)
+
+
+def test_a_manifest_may_have_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = json.dumps(content()).encode()
+    monkeypatch.setattr(manifest_module, "MAX_BYTES", len(data))
+    parse_manifest(data)
+    monkeypatch.setattr(manifest_module, "MAX_BYTES", len(data) - 1)
+    with pytest.raises(JSONError, match=f"larger than {len(data) - 1} bytes"):
+        parse_manifest(data)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fits"),
+    [
+        ([[1, 4], [1, 4], [1, 4]], True),
+        ([[1, 4], [2, 4], [2, 4]], True),
+        ([[2, 4], [1, 4], [3, 4]], False),
+        ([[1, 4], [3, 4], [2, 4]], False),
+        ([[1, 4], [1, 4], [1, 4], [1, 4]], False),
+    ],
+)
+def test_shapes_of_an_engine(shapes: list[list[int]], fits: bool) -> None:
+    changed = content()
+    changed["engines"][0]["profiles"] = [{"x": shapes}]
+    if fits:
+        parse(changed)
+        return
+    with pytest.raises(JSONError):
+        parse(changed)
+
+
 @pytest.mark.parametrize(("change", "message"), WRONG)
 def test_what_is_wrong_is_named(change: Callable[[dict[str, Any]], None], message: str) -> None:
     changed = content()
@@ -301,3 +387,10 @@ def test_graphs_that_quantisation_left_alone_are_in_fp32() -> None:
     for wrong in ({"graphs": []}, {"graphs": {"head": 3}}, {}, 7):
         with pytest.raises(JSONError):
             manifest("int8", wrong)
+
+
+def test_graphs_that_are_always_in_fp32() -> None:
+    raw = {**content(), "precision": "fp16"}
+    assert parse(raw).precision_of("head") == "fp16"
+    raw["graphs"]["head"] |= {"quantizable": False, "always_fp32": True}
+    assert parse(raw).precision_of("head") == "fp32"

@@ -3,6 +3,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from disa.engines.plan import onnx_file
 from disa.engines.plan.onnx_file import Extent, detach, relocate
 from disa.errors import DisaError
 
@@ -36,24 +37,34 @@ def test_a_graph_without_external_data_stays_as_it_is() -> None:
 
 
 def _nested(location: str) -> bytes:
-    """External data in a subgraph, in an attribute, in a function and in a sparse tensor."""
+    """External data in subgraphs, attributes, functions and sparse tensors: twelve times."""
     tensor = External(location).add("inner", np.ones(4, np.float32))
     body = helper.make_graph([], "body", [], [], [tensor])
     loop = helper.make_node("Loop", [], [], body=body)
     constant = helper.make_node("Constant", [], ["c"], value=tensor)
-    model = as_model([loop, constant], [], (), ())
+    many = helper.make_node("Many", [], [])
+    attribute = many.attribute.add(name="many")
+    attribute.tensors.append(tensor)
+    attribute.graphs.append(body)
+    model = as_model([loop, constant, many], [], (), ())
     function = helper.make_function("own", "f", [], [], [constant], [helper.make_opsetid("", 20)])
+    function.attribute_proto.add(name="default").t.CopyFrom(tensor)
     model.functions.append(function)
-    sparse = model.graph.sparse_initializer.add()
-    sparse.values.CopyFrom(tensor)
-    sparse.indices.CopyFrom(tensor)
+    for sparse in (
+        model.graph.sparse_initializer.add(),
+        attribute.sparse_tensor,
+        attribute.sparse_tensors.add(),
+    ):
+        sparse.values.CopyFrom(tensor)
+        sparse.indices.CopyFrom(tensor)
+    model.graph.node[2].CopyFrom(many)
     return model.SerializeToString()
 
 
 def test_external_data_is_found_wherever_it_hides() -> None:
     relocated = relocate(memoryview(_nested("secret")), {"secret": Extent(64, 16)}, "a.plan")
     assert b"secret" not in relocated
-    assert relocated.count(b"a.plan") == 5
+    assert relocated.count(b"a.plan") == 12
     onnx.load_model_from_string(relocated)
 
 
@@ -110,6 +121,60 @@ def test_nesting_without_end_is_refused() -> None:
         relocate(memoryview(model), {}, "a.plan")
 
 
+@pytest.mark.parametrize(("depth", "fits"), [(3, True), (2, False)])
+def test_so_deep_may_a_graph_be(depth: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model has a graph, which has a node."""
+    monkeypatch.setattr(onnx_file, "_MAX_DEPTH", depth)
+    model = as_model([helper.make_node("Identity", ["x"], ["y"])], [], (), ()).SerializeToString()
+    if fits:
+        assert relocate(memoryview(model), {}, "a.plan") == model
+        return
+    with pytest.raises(DisaError, match="nested too deeply"):
+        relocate(memoryview(model), {}, "a.plan")
+
+
+def _one_weight(number: int, shape: tuple[int, ...]) -> bytes:
+    """A model of an initializer in the file `data`."""
+    model = onnx.ModelProto()
+    tensor = model.graph.initializer.add(name="w", data_type=number, dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="data")
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "FLOAT",
+        "UINT8",
+        "INT8",
+        "INT32",
+        "INT64",
+        "FLOAT16",
+        "BFLOAT16",
+        "FLOAT8E4M3FN",
+        "FLOAT8E5M2",
+    ],
+)
+def test_weights_of_every_type(kind: str) -> None:
+    number = TensorProto.DataType.Value(kind)
+    dtype = helper.tensor_dtype_to_np_dtype(number)
+    data = memoryview(bytes(range(6 * dtype.itemsize)))
+    onnx_bytes, (weight,) = detach(memoryview(_one_weight(number, (2, 3))), {"data": data}, 1)
+    assert (weight.dtype, weight.shape, weight.data) == (dtype.name, (2, 3), data)
+    (found,) = onnx.load_model_from_string(onnx_bytes).graph.input
+    assert found == helper.make_tensor_value_info("w", number, (2, 3))
+
+
+def test_weights_of_other_types_stay_inside() -> None:
+    values = np.arange(6, dtype=np.float64)
+    model = memoryview(_one_weight(TensorProto.DOUBLE, (2, 3)))
+    onnx_bytes, weights = detach(model, {"data": memoryview(values.tobytes())}, 1)
+    assert weights == []
+    (tensor,) = onnx.load_model_from_string(onnx_bytes).graph.initializer
+    assert numpy_helper.to_array(tensor).ravel().tolist() == values.tolist()
+
+
 def test_large_weights_are_taken_out_and_the_others_put_in() -> None:
     model = memoryview(head().onnx)
     contents = {"head.data": memoryview(head().data)}
@@ -162,6 +227,9 @@ def test_weights_named_again_and_again_are_refused(least: int) -> None:
     """A short graph would otherwise take the weights of a large plan any number of times."""
     values = np.ones(1 << 14, np.float32)
     weight = External("big").add("w", values)
-    model = as_model([], [weight] * 50, (), ()).SerializeToString()
-    with pytest.raises(DisaError, match="it refers to the same weights too often"):
-        detach(memoryview(model), {"big": memoryview(values.tobytes())}, least)
+    contents = {"big": memoryview(values.tobytes())}
+    detach(memoryview(as_model([], [weight] * 2, (), ()).SerializeToString()), contents, least)
+    for count in (3, 50):
+        model = as_model([], [weight] * count, (), ()).SerializeToString()
+        with pytest.raises(DisaError, match="it refers to the same weights too often"):
+            detach(memoryview(model), contents, least)

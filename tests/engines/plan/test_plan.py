@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from disa.engines.plan.archive import ArchiveWriter
+from disa.engines.plan.onnx_file import Extent
 from disa.engines.plan.plan import Plan
 from disa.errors import DisaError
 
@@ -103,6 +104,8 @@ def test_archives_that_are_no_plans(tmp_path: Path, plan_path: Path) -> None:
     for content, message in [
         ({**members, "manifest.json": manifest}, "first member is not manifest.json"),
         ({"manifest.json": bytes(3 << 20)}, "manifest claims 3145728 bytes"),
+        ({"manifest.json": bytes((2 << 20) + 1)}, "manifest claims 2097153 bytes"),
+        ({"manifest.json": b" " * (2 << 20)}, "not valid JSON"),
         ({"manifest.json": b"{}"}, "lacks format"),
         ({"manifest.json": newer, **members}, "format 9, made by a newer disa"),
         ({"manifest.json": manifest, **lying}, r"head\.data does not have the size"),
@@ -126,3 +129,27 @@ def test_checksums_of_the_zip_are_right(plan_path: Path, plan_bytes: bytes) -> N
     with Plan.open(plan_path) as plan:
         crc = zlib.crc32(plan.read("graphs/head.onnx"))
     assert crc.to_bytes(4, "little") in plan_bytes
+
+
+def test_weights_are_found_by_the_names_in_the_graph(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan:
+        extents = plan.extents(plan.graph("head"))
+        assert extents == {"head.data": Extent(plan.offset("graphs/head.data"), len(head().data))}
+        assert plan.extents(plan.graph("shuffle")) == {}
+
+
+def test_progress_is_told_in_pieces(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("disa.engines.plan.plan._CHUNK", 60)
+    with Plan.open(plan_path) as plan:
+        counts: list[int] = []
+        plan.check_member("graphs/head.data", counts.append)
+    size = len(head().data)
+    assert counts == [60] * (size // 60) + [size % 60]
+
+
+def test_a_file_that_changes_is_another(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan:
+        status = plan_path.stat()
+        os.utime(plan_path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        with pytest.raises(DisaError, match="replaced or changed while it was in use"):
+            plan.check_unchanged()

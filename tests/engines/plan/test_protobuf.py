@@ -44,6 +44,7 @@ def test_packed_numbers_and_fixed_ones() -> None:
         (b"\x80", "cut short"),
         (b"\x0b", "wire type 3"),
         (b"\x08" + b"\xff" * 11, "endless number"),
+        (b"\x08" + b"\xff" * 10 + b"\x01", "endless number"),
     ],
 )
 def test_damage(data: bytes, words: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from disa.engines.plan import sharing
+from disa.engines.plan.external_data import place
 from disa.engines.plan.graph_files import ExportedGraph
 from disa.engines.plan.sharing import SharedWeights
 from disa.engines.plan.traits import GraphTraits, Role
@@ -50,7 +52,11 @@ def error_of(graph: Graph, exported: ExportedGraph) -> float:
     return float(np.abs(session.run(None, inputs)[0] - evaluate(graph, inputs)["y"]).max())
 
 
-def test_a_later_graph_takes_what_an_earlier_one_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [sharing.CHUNK, 1000])
+def test_a_later_graph_takes_what_an_earlier_one_has(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "CHUNK", chunk)
     torch.manual_seed(0)
     common, own = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
     graphs = graph_of("first", common), graph_of("second", own, common, common)
@@ -83,6 +89,30 @@ def test_a_graph_of_nothing_but_shared_weights_and_one_of_none(tmp_path: Path) -
     exported = weights.share(export_graph(bare, tmp_path))
     assert exported.data == ()
     assert error_of(bare, exported) < 1e-5
+
+
+@pytest.mark.parametrize(("more", "shared"), [(0, True), (1, False)])
+def test_small_tensors_are_not_compared(
+    more: int, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "SMALLEST", 4 * WIDTH * WIDTH + more)
+    weights, common = SharedWeights(), nn.Linear(WIDTH, WIDTH, bias=False)
+    first, second = (
+        weights.share(export_graph(graph_of(name, common), tmp_path)) for name in ("a", "b")
+    )
+    assert (first.data[0] in second.data) is shared
+
+
+def test_weights_begin_where_they_can_be_mapped(tmp_path: Path) -> None:
+    common, own = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 65, bias=False)
+    weights = SharedWeights()
+    weights.share(export_graph(graph_of("first", common), tmp_path))
+    again = nn.Linear(65, WIDTH)
+    exported = weights.share(export_graph(graph_of("second", common, own, again), tmp_path))
+    model = onnx.load(exported.onnx, load_external_data=False)
+    places = [place(tensor) for tensor in model.graph.initializer if tensor.external_data]
+    assert len({file for file, _, _ in places}) == 2
+    assert all(offset % 64 == 0 for _, offset, _ in places)
 
 
 def test_a_file_that_is_too_short(tmp_path: Path) -> None:

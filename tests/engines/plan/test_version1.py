@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from disa.checked_json import JSONError
 from disa.engines.plan.manifest import parse_manifest
 from disa.engines.plan.traits import GraphTraits, Role
 from disa.errors import DisaError
@@ -78,12 +79,52 @@ def test_masked_families_get_their_dimensions() -> None:
             GraphTraits(Role.ONCE, quantizable=False, split="batch"),
         ),
         ("harmon", "prompt", [["prompts"]], GraphTraits(Role.ONCE, prepack=False)),
+        ("xar", "prefill", [["tokens", "batch"]], GraphTraits(Role.ITERATION, split="batch")),
+        *(
+            (family, graph, [["steps"]], GraphTraits(role, quantizable=False, always_fp32=fp32))
+            for family, graph, role, fp32 in [
+                ("harmon", "grid", Role.ONCE, True),
+                ("harmon", "timestep", Role.TIMESTEP, True),
+                ("flowar", "timestep", Role.TIMESTEP, False),
+                ("mar", "decoder", Role.DECODE, False),
+            ]
+        ),
     ],
 )
 def test_roles_come_from_the_names_of_that_time(
     family: str, graph: str, shapes: list[list[Any]], traits: GraphTraits
 ) -> None:
     assert parse(version1(family, **{graph: shapes})).graphs[graph].traits == traits
+
+
+def test_what_is_not_said_otherwise() -> None:
+    traits = parse(version1("mar", head=[["rows", 4]])).graphs["head"].traits
+    assert (traits.quantizable, traits.always_fp32, traits.prepack) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graphs": 3},
+        {"graphs": {"head": 3}},
+        {"graphs": {"head": {"onnx": "graph.onnx", "inputs": 3, "outputs": []}}},
+        {"graphs": {"head": {"onnx": "graph.onnx", "inputs": [3], "outputs": []}}},
+        {"graphs": {"head": {"onnx": "graph.onnx", "inputs": [{"shape": 3}], "outputs": []}}},
+        {"graphs": {"head": {"onnx": "graph.onnx", "outputs": []}}},
+        {"tokens": 3},
+        {"defaults": [3]},
+        {"family": 3},
+    ],
+)
+def test_parts_that_are_nothing_are_left_to_the_checks(change: dict[str, Any]) -> None:
+    with pytest.raises(JSONError, match=r"should be|lacks"):
+        parse({**version1("mar", head=[["rows", 4]]), **change})
+
+
+def test_tokens_without_a_count_have_no_dimensions() -> None:
+    for tokens in ({"count": 1.5}, {}, {"count": 16, "dimensions": 3}):
+        content = version1("mar", head=[["rows", 4]])
+        assert parse({**content, "tokens": tokens}).tokens == tokens
 
 
 def test_a_graph_of_unknown_use_says_how_to_go_on() -> None:

@@ -20,7 +20,7 @@ from ..tiny_graphs import CONTENT, HEAD_ENGINE, backbone, head, shuffle, write_p
 def test_members_come_from_bytes_and_from_files(tmp_path: Path) -> None:
     large = tmp_path / "large.data"
     large.write_bytes(os.urandom(9 << 20))
-    path = tmp_path / "new folder" / "a.plan"
+    path = tmp_path / "new" / "folder" / "a.plan"
     with PlanWriter(path) as writer:
         writer.content.update(CONTENT)
         writer.add("bytes", b"123")
@@ -256,3 +256,67 @@ def test_a_plan_may_be_read_by_all_who_may_read_the_folder(tmp_path: Path) -> No
     finally:
         os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_says_how_much_is_missing(
+    plan_path: Path, plan_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The free space is what is left without the unfinished file."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr("disa.engines.plan.writer.ArchiveWriter.finish", fail)
+    for free, told in ((5_000_000, ": 3 MB more are needed"), (1 << 40, "; free some")):
+        monkeypatch.setattr("disa.engines.plan.writer.check_room", lambda path, needed: None)
+        monkeypatch.setattr("disa.engines.plan.writer.free_bytes", lambda path, free=free: free)
+        with pytest.raises(DisaError, match=told), PlanWriter(plan_path, CONTENT) as writer:
+            writer.add("a", bytes(8_000_000))
+        assert_untouched(plan_path, plan_bytes)
+    monkeypatch.setattr("disa.engines.plan.writer.free_bytes", fail)
+    with pytest.raises(DisaError, match="; free some"), PlanWriter(plan_path, CONTENT) as writer:
+        writer.add("a", bytes(8_000_000))
+
+
+def test_too_little_room_is_told_before_anything_is_written(
+    plan_path: Path, plan_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(
+        "disa.engines.plan.writer.check_room", lambda path, count: needed.append(count)
+    )
+    with PlanWriter(plan_path, CONTENT) as writer:
+        writer.add("a", bytes(5000))
+    with Plan.open(plan_path) as plan:
+        assert needed == [len(plan.read("manifest.json")) + 5000]
+
+
+def test_a_failure_after_all_is_written(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the unfinished file has the plan's name already, and is not missed."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("disa.engines.plan.writer._sync_folder", fail)
+    told = "cannot be written: Input/output error"
+    with pytest.raises(DisaError, match=told), PlanWriter(plan_path, CONTENT) as writer:
+        writer.add("a", b"1")
+
+
+def test_an_exception_is_told_though_the_unfinished_file_is_gone(plan_path: Path) -> None:
+    def interrupted() -> None:
+        with PlanWriter(plan_path, CONTENT):
+            plan_path.with_name(f".{plan_path.name}.partial").unlink()
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        interrupted()
+
+
+def test_a_removed_engine_is_gone(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan, PlanWriter.extend(plan) as writer:
+        writer.add_engine(HEAD_ENGINE, b"engine")
+        writer.remove_engine(HEAD_ENGINE)
+    with Plan.open(plan_path) as plan:
+        assert plan.manifest.engines == ()
+        assert "engines/head.engine" not in plan.manifest.members

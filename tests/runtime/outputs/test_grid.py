@@ -1,6 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFont
 
+from disa.runtime.outputs import grid
 from disa.runtime.outputs.grid import LABEL_HEIGHT, MARGIN, make_grid
 
 
@@ -9,9 +15,9 @@ from disa.runtime.outputs.grid import LABEL_HEIGHT, MARGIN, make_grid
 def test_every_image_is_on_the_sheet(count: int, side: int) -> None:
     images = [np.full((side, side, 3), 100 + index, np.uint8) for index in range(count)]
     sheet = np.asarray(make_grid(images, [index % 10 for index in range(count)], None))
-    for index in range(count):
-        same = (sheet == 100 + index).all(axis=-1)
-        assert same.sum() >= min(side, 72) ** 2
+    grey = sheet[(sheet == sheet[..., :1]).all(axis=-1)][:, 0]
+    shown = np.bincount(grey, minlength=256)[100 : 100 + count]
+    assert (shown >= min(side, 72) ** 2).all()
 
 
 def test_classes_in_turn_are_columns() -> None:
@@ -42,3 +48,115 @@ def test_rows_leave_room_for_labels_unless_columns_have_them(
     assert len(above) == len(below)
     assert below[0] - above[0] == len(above) + MARGIN + lower
     assert sheet.shape[0] - below[0] == len(above) + MARGIN + lower
+
+
+@pytest.mark.parametrize(
+    ("count", "conditions", "side", "size"),
+    [
+        # Columns x (tile + margin) + margin, and rows with a line for labels, or one line in all.
+        (1, [0], 72, (80, 96)),
+        (1, [0], 71, (150, 166)),  # Enlarged by whole factors to at least 72 pixels.
+        (1, [0], 24, (80, 96)),
+        (1, [0], 25, (83, 99)),
+        (1, [0], 100, (108, 124)),
+        (1, [0], 257, (264, 280)),
+        (4, [0, 1, 2, 0], 72, (232, 172)),  # Three in turn are columns,
+        (6, [0, 1] * 3, 72, (232, 188)),  # and two are not.
+        (40, [*range(20)] * 2, 72, (1524, 172)),
+        (42, [*range(21)] * 2, 72, (536, 556)),
+        (21, [*range(21)], 72, (384, 464)),
+        (400, [0] * 400, 256, (5204, 5524)),
+    ],
+)
+def test_sizes_of_sheets(
+    count: int, conditions: list[int], side: int, size: tuple[int, int]
+) -> None:
+    images = [np.zeros((side, side), np.uint8)] * count
+    assert make_grid(images, conditions, None).size == size
+
+
+@pytest.mark.parametrize(("largest", "tile"), [(400, 200), (399, 199), (20, 16)])
+def test_a_wide_sheet_has_smaller_images(
+    largest: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "MAX_SIDE", largest)
+    sheet = make_grid([np.zeros((200, 200), np.uint8)] * 4, [0] * 4, None)
+    assert sheet.width == 2 * (tile + 4) + 4
+
+
+class Pen:
+    """Remembers what is written where."""
+
+    def __init__(self, sheet: Image.Image) -> None:
+        self.texts: list[tuple[tuple[int, int], str]] = []
+        PENS.append(self)
+
+    def text(self, place: tuple[int, int], text: str, ink: object, font: object) -> None:
+        self.texts.append((place, text))
+
+
+PENS: list[Pen] = []
+
+
+def labels(
+    monkeypatch: pytest.MonkeyPatch, conditions: list[Any], names: list[str] | None
+) -> list[tuple[tuple[int, int], str]]:
+    monkeypatch.setattr(grid.ImageDraw, "Draw", Pen)
+    make_grid([np.zeros((72, 72), np.uint8)] * len(conditions), conditions, names)
+    return PENS.pop().texts
+
+
+def test_every_image_has_its_label_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = labels(monkeypatch, [7, 0] * 3, ["cat, tabby", "dog"])
+    places = [(x, y) for y in (77, 169) for x in (4, 80, 156)]
+    assert found == list(zip(places, ["7", "cat"] * 3, strict=True))
+    assert [text for _, text in labels(monkeypatch, [2, 1], ["cat", "dog"])] == ["2", "dog"]
+    assert [text for _, text in labels(monkeypatch, ["a, b", "c"], ["cat"])] == ["a, b", "c"]
+    assert [text for _, text in labels(monkeypatch, [1], None)] == ["1"]
+
+
+def test_columns_have_their_label_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = labels(monkeypatch, [5, 6, 7] * 2, None)
+    assert found == [((4, 4), "5"), ((80, 4), "6"), ((156, 4), "7")]
+
+
+def test_a_long_label_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((_, text),) = labels(monkeypatch, ["a dog " * 9], None)
+    font = ImageFont.load_default(11)
+    shown = text.removesuffix(".")
+    assert ("a dog " * 9).startswith(shown)
+    assert font.getlength(text) <= 72 < font.getlength(shown + "a d.")
+    assert grid._fitted("www", 1, font) == "."
+    assert grid._fitted("abc", int(font.getlength("abc")) + 1, font) == "abc"
+    exact = font.getlength("mmmm")
+    assert grid._fitted("mmmm", exact, font) == "mmmm"
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 30))
+def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], length: int) -> None:
+    conditions = (cycle * length)[:length]
+    period = grid._period(conditions)
+    for each in range(1, length + 1):
+        repeats = all(conditions[i] == conditions[i - each] for i in range(each, length))
+        assert repeats or each != period
+        if repeats:
+            assert each >= period
+            break
+
+
+def test_how_images_are_enlarged_and_reduced() -> None:
+    """Small ones without interpolation, large ones smoothly; one that is not square stays so."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (24, 24, 3), np.uint8)
+    sheet = np.asarray(make_grid([small], [0], None))
+    np.testing.assert_array_equal(sheet[20:92, 4:76], small.repeat(3, axis=0).repeat(3, axis=1))
+    large = rng.integers(0, 256, (512, 512, 1), np.uint8)
+    sheet = np.asarray(make_grid([large], [0], None))[20:276, 4:260]
+    smooth = Image.fromarray(large[..., 0]).convert("RGB")
+    np.testing.assert_array_equal(sheet, smooth.resize((256, 256), Image.Resampling.LANCZOS))
+    same = rng.integers(0, 256, (72, 72, 4), np.uint8)
+    sheet = np.asarray(make_grid([same], [0], None))
+    np.testing.assert_array_equal(sheet[20:92, 4:76], same[..., :3])
+    wide = np.full((72, 144, 3), 9, np.uint8)
+    shown = (np.asarray(make_grid([wide], [0], None)) == 9).all(axis=-1)
+    assert (shown.any(axis=1).sum(), shown.any(axis=0).sum()) == (36, 72)

@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
+from disa import __version__
+from disa.errors import DisaError
+from disa.runtime.outputs import record
+from disa.runtime.outputs.layout import Layout
 from disa.runtime.outputs.record import RunRecord, differing_options
+from disa.runtime.outputs.selection import Selection
 from disa.runtime.outputs.store import LocalStore
 from disa.runtime.stats import Stats
 
@@ -36,3 +41,77 @@ def test_a_missing_option_has_its_default() -> None:
         assert differing_options(after, changed) == [name]
     assert differing_options(before, {**before, "plan_sha256": "0" * 64}) == ["plan_sha256"]
     assert differing_options({**before, "seed": 1}, before) == ["seed"]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert RunRecord.load(store) is None
+    whole = RunRecord(
+        {"plan": "tiny", "seed": 3},
+        Selection([4, 2], ["a dog", "a cat"], [5, 6]),
+        Layout("webdataset", shard_images=7, unit_images=2),
+        "cpu",
+        complete=True,
+        stats=Stats({"head": 1.5}, images=2, head_calls=3, head_rows=4),
+    )
+    whole.save(store)
+    assert RunRecord.load(store) == whole
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content == {"disa": __version__, **whole.to_json()}
+
+
+def test_a_record_is_for_people_too(tmp_path: Path) -> None:
+    """An entry a line, but lists of a million images on one line each."""
+    listed = Selection([4, 2], [0, 1], [5, 6])
+    RunRecord({"seed": 3}, listed, Layout(), "cpu", extra={"note": [1]}).save(LocalStore(tmp_path))
+    lines = (tmp_path / "run.json").read_text().splitlines()
+    assert lines[:5] == [
+        "{",
+        f' "disa": "{__version__}",',
+        ' "complete": false,',
+        ' "engine": "cpu",',
+        ' "note": [',
+    ]
+    for line in (' "conditions": [0, 1],', ' "indices": [4, 2],', ' "seeds": [5, 6],'):
+        assert line in lines
+    assert lines[-1] == "}"
+
+
+def test_a_record_without_what_came_later(tmp_path: Path) -> None:
+    found = load(tmp_path, {"seed": 4})
+    assert found
+    assert (found.engine, found.complete, found.layout) == ("", False, Layout())
+    assert found.selection.seeds == 4
+    found = load(tmp_path, {})
+    assert found
+    assert found.selection.seeds == 0
+
+
+@pytest.mark.parametrize("complete", [1, "true", None, False])
+def test_only_true_is_complete(complete: Any, tmp_path: Path) -> None:
+    load(tmp_path, {})
+    content = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**content, "complete": complete}))
+    found = RunRecord.load(LocalStore(tmp_path))
+    assert found
+    assert not found.complete
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"\xff", b"[" * 99_999, b'{"request": {}, "conditions": [0]}']
+)
+def test_damaged_records(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(data)
+    told = r"run\.json is damaged, so the files of the run are not known: choose another folder"
+    with pytest.raises(DisaError, match=told):
+        RunRecord.load(LocalStore(tmp_path))
+
+
+def test_a_record_may_have_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(tmp_path, {})
+    size = (tmp_path / "run.json").stat().st_size
+    monkeypatch.setattr(record, "MAX_BYTES", size)
+    assert load(tmp_path, {})
+    monkeypatch.setattr(record, "MAX_BYTES", size - 1)
+    with pytest.raises(DisaError, match="damaged"):
+        load(tmp_path, {})

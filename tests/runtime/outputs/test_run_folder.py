@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -8,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from disa.engines.plan.plan import Plan
 from disa.errors import DisaError
-from disa.runtime.outputs.formats.format import Unit
-from disa.runtime.outputs.image_files import ImageType, encode_image
+from disa.runtime.outputs import run_folder
+from disa.runtime.outputs.formats.format import Shard, Unit
+from disa.runtime.outputs.image_files import ImageType, encode_image, encode_latents
 from disa.runtime.outputs.layout import Layout
-from disa.runtime.outputs.run_folder import RunFolder
+from disa.runtime.outputs.run_folder import RunFolder, identify
 from disa.runtime.outputs.selection import Selection
 from disa.runtime.outputs.store import LocalStore
 from disa.runtime.stats import Stats
@@ -170,3 +174,161 @@ def test_the_record_may_be_anything(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(DisaError, match=r"run\.json is damaged"):
         run(tmp_path, 4)
+
+
+def test_a_plan_is_its_manifest(plan_path: Path) -> None:
+    with Plan.open(plan_path) as plan:
+        content = json.dumps(plan.manifest.raw, sort_keys=True)
+        assert identify(plan) == hashlib.sha256(content.encode()).hexdigest()
+
+
+SHARDED = Layout("webdataset", shard_images=5, unit_images=2)
+
+
+def test_units_and_shards_from_the_start_to_the_end(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 12, layout=SHARDED) as folder:
+        assert (folder.missing(), folder.shards()) == (12, [])
+        units = list(folder.units(99))
+        places = [(0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10), (10, 12)]
+        assert [(unit.start, unit.stop) for unit in units] == places
+        assert [list(unit.missing) for unit in units[1:3]] == [[0, 1], [0]]
+        assert units[3].rows == folder.selection.rows(5, 7)
+        ready = [folder.finished(unit, Stats()) for unit in units]
+        assert ready == [[], [], [Shard(0, 5)], [], [], [Shard(5, 10)], [Shard(10, 12)]]
+        assert (folder.missing(), list(folder.units(99))) == (0, [])
+        assert folder.shards() == [Shard(0, 5), Shard(5, 10), Shard(10, 12)]
+        folder.assembled(Shard(5, 10))
+        folder.assembled(Shard(5, 10))
+        assert folder.shards() == [Shard(0, 5), Shard(10, 12)]
+        assert folder.finished(units[3], Stats()) == []
+
+
+def test_a_run_is_complete_when_its_shards_are(tmp_path: Path) -> None:
+    from disa.runtime.outputs.formats.registry import format_of
+
+    with open_folder(tmp_path, 3, layout=SHARDED) as folder:
+        for unit in folder.units(99):
+            write(folder, unit)
+        format_of(SHARDED).assemble(folder.store, Shard(0, 3), folder.selection)
+        assert not folder.finish(None)["complete"]
+        folder.assembled(Shard(0, 3))
+        assert folder.finish(None)["complete"]
+    with open_folder(tmp_path, 3, layout=SHARDED) as folder:
+        assert (folder.missing(), folder.shards()) == (0, [])
+
+
+def test_a_folder_has_no_shards(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 3) as folder:
+        (unit,) = folder.units(3)
+        assert folder.finished(unit, Stats()) == []
+        assert folder.shards() == []
+
+
+def test_a_run_in_shards_keeps_its_units(tmp_path: Path) -> None:
+    run(tmp_path, 3, layout=Layout())
+    place = tmp_path / "shards"
+    with open_folder(place, 4, layout=SHARDED) as folder:
+        write(folder, next(folder.units(99)))
+    other = Layout("webdataset", shard_images=5, unit_images=3)
+    with open_folder(place, 4, layout=other) as folder:
+        assert folder.layout == SHARDED
+        assert [(unit.start, unit.stop) for unit in folder.units(99)] == [(2, 4)]
+    with pytest.raises(DisaError, match=r"a run of 4 images in shards, which cannot be .* to 5: "):
+        open_folder(place, 5, layout=SHARDED)
+    larger = Layout("webdataset", shard_images=6, unit_images=2)
+    with pytest.raises(DisaError, match=r"has another run \(other format\)"):
+        open_folder(place, 4, layout=larger)
+    with pytest.raises(DisaError, match=r"has another run \(other seed, format\)"):
+        open_folder(place, 5, layout=larger, request={**REQUEST, "seed": 4})
+
+
+def test_a_run_without_images_gives_way(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 4):
+        pass
+    assert run(tmp_path, 2, request={**REQUEST, "plan": "other"})["complete"]
+    assert json.loads((tmp_path / "run.json").read_text())["request"]["plan"] == "other"
+
+
+def test_a_shorter_run_keeps_the_longer_record(tmp_path: Path) -> None:
+    run(tmp_path, 6)
+    (tmp_path / "000005.png").unlink()
+    record = run(tmp_path, 4)
+    assert (len(record["conditions"]), record["complete"]) == (6, False)
+    assert record["stats"]["images"] == 6
+    with open_folder(tmp_path, 4) as folder:
+        assert folder.missing() == 0
+    (tmp_path / "000002.png").unlink()
+    with open_folder(tmp_path, 4) as folder:
+        assert folder.missing() == 1
+    assert run(tmp_path, 6)["complete"]
+
+
+def test_the_grid_has_the_first_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "GRID_IMAGES", 2)
+    run(tmp_path, 5)
+    # Two of 72 pixels side by side, and the margins.
+    assert Image.open(tmp_path / "grid.png").width == 4 + 2 * (72 + 4)
+
+
+def test_samples_are_made_when_they_are_wanted(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    assert not (tmp_path / "samples.npz").exists()
+    with open_folder(tmp_path, 3) as folder:
+        folder.finish(None, npz=True)
+    samples = np.load(tmp_path / "samples.npz")
+    assert samples["arr_0"][:, 0, 0, 0].tolist() == [0, 1, 2]
+    run(tmp_path, 3, overwrite=True)
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_latents_have_no_grid(tmp_path: Path) -> None:
+    from disa.runtime.outputs.formats.registry import format_of
+
+    with open_folder(tmp_path, 1) as folder:
+        (unit,) = folder.units(1)
+        files = {0: encode_latents(np.zeros((1, 2, 2), np.float32))}
+        format_of(folder.layout).write(folder.store, unit, files)
+        folder.finished(unit, Stats())
+        assert folder.finish(None)["complete"]
+    assert names(tmp_path) == {"000000.npy", "run.json", "units.jsonl"}
+
+
+def test_the_log_names_images_and_workers(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 4) as folder:
+        first, second = folder.units(2)
+        folder.finished(first, Stats(), "one")
+        folder.finished(second, Stats())
+    lines = (tmp_path / "units.jsonl").read_text().splitlines()
+    empty = Stats().to_json()
+    assert list(map(json.loads, lines)) == [
+        {"images": [0, 2], "worker": "one", "stats": empty},
+        {"images": [2, 4], "stats": empty},
+    ]
+
+
+def test_a_run_of_version_1_has_its_cost_in_the_log_once(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 3):
+        pass
+    assert not (tmp_path / "units.jsonl").exists()
+    run(tmp_path, 3)
+    (tmp_path / "units.jsonl").unlink()
+    for _ in range(2):
+        assert run(tmp_path, 3)["stats"]["images"] == 3
+    lines = (tmp_path / "units.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in lines if line] == [[0, 3]]
+
+
+def test_what_a_killed_writer_left_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "half").touch()
+    with open_folder(tmp_path, 1):
+        assert not (tmp_path / ".partial" / "half").exists()
+        (tmp_path / ".partial").mkdir(exist_ok=True)
+        (tmp_path / ".partial" / "half").touch()
+    assert names(tmp_path) == {"run.json"}
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DisaError, match="cannot be written: Not a directory: choose another"):
+        open_folder(tmp_path / "file" / "run", 1)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError, InvalidRequest
+from disa.runtime.families.conditions import labels
 from disa.runtime.families.conditions.labels import find_class, read_labels
 
 NAMES = ["goldfish, Carassius auratus", "sports car, sport car", "Sneaker", "crane", "crane"]
@@ -13,6 +14,7 @@ NAMES = ["goldfish, Carassius auratus", "sports car, sport car", "Sneaker", "cra
 def test_numbers_and_names() -> None:
     assert find_class(3, 1000, None) == 3
     assert find_class("3", 1000, NAMES) == 3
+    assert [find_class(number, 5, NAMES) for number in (0, "4", " 1 ")] == [0, 4, 1]
     assert find_class("sneaker", 5, NAMES) == 2
     assert find_class("Sport Car", 5, NAMES) == 1
     assert find_class("goldfish, carassius auratus", 5, NAMES) == 0
@@ -46,7 +48,10 @@ def test_a_name_twice_in_one_class() -> None:
     [
         ("5", NAMES, "0 to 4"),
         (-1, NAMES, "0 to 4"),
-        ("sneeker", NAMES, "did you mean 'Sneaker'"),
+        (5, NAMES, "class 5 does not exist: the model has classes 0 to 4"),
+        ("sneeker", NAMES, "no class 'sneeker': did you mean 'Sneaker'"),
+        ("sports cat", NAMES, r"did you mean 'sports car, sport car'\?"),
+        ("qqq", NAMES, "no class 'qqq': such as 'goldfish, Carassius auratus'"),
         ("", NAMES, "no class"),
         ("dog", None, "no class names"),
         ("9" * 5000, NAMES, "no class"),
@@ -74,9 +79,20 @@ def test_files(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DisaError, match="name of class 1 must be at most 1000 printable"):
             read_labels(path)
+    path.write_text("a" * 1000)
+    assert read_labels(path) == ["a" * 1000]
     path.write_bytes(b"\xef\xbb\xbfcat\n")
     assert read_labels(path, 1) == ["cat"]
     with pytest.raises(DisaError, match="1 class names, but the model has 10 classes"):
         read_labels(path, 10)
     with pytest.raises(DisaError, match="cannot be read"):
         read_labels(tmp_path)
+
+
+def test_files_of_any_length_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels.txt").write_text("cat\n")
+    monkeypatch.setattr(labels, "MAX_BYTES", 4)
+    assert read_labels(tmp_path / "labels.txt") == ["cat"]
+    monkeypatch.setattr(labels, "MAX_BYTES", 3)
+    with pytest.raises(DisaError):
+        read_labels(tmp_path / "labels.txt")

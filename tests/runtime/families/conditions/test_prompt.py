@@ -6,6 +6,7 @@ import pytest
 
 from disa.errors import DamagedFile, DisaError
 from disa.exporter.checkpoints.tokenizer import read_tokenizer
+from disa.runtime.families.conditions import prompt as module
 from disa.runtime.families.conditions.prompt import (
     MAX_PROMPT_TOKENS,
     EncodedPrompt,
@@ -68,13 +69,38 @@ def test_padded_rows_with_a_mask() -> None:
         PromptBatch.of_masked(ids[:3], mask[:3], guidance=2)
     with pytest.raises(DisaError, match="no tokens"):
         PromptBatch.of_masked(ids, np.zeros_like(mask), guidance=1)
+    for none in (ids[:0], ids[:, :2]):
+        with pytest.raises(DisaError, match="do not match"):
+            PromptBatch.of_masked(none, mask[: len(none)], guidance=1)
+    one = PromptBatch.of_masked(ids, mask, guidance=1)
+    assert one.index.tolist() == [[0, 1, 2, 2]]
+    assert one.input_ids.tolist() == [[5, 6, 7], [5, 6, 0], [8, 0, 0]]
+    with pytest.raises(DisaError, match="no tokens"):
+        PromptBatch.of([[[1], []]])
+    with pytest.raises(DisaError, match="no tokens"):
+        PromptBatch.of([[]])
 
 
 def test_token_ids_of_another_model() -> None:
-    batch = PromptBatch.of([[[1, 2, 199]]])
+    batch = PromptBatch.of([[[1, 0, 199]]])
     batch.check(200)
-    with pytest.raises(DisaError, match="another model's tokenizer"):
+    told = "token ids from 0 to 199, but the model has 0 to 198: it is another model's tokenizer"
+    with pytest.raises(DisaError, match=told):
         batch.check(199)
+    with pytest.raises(DisaError, match="token ids from -1 to 3"):
+        PromptBatch.of([[[-1, 3]]]).check(4)
+
+
+def test_how_long_a_prompt_may_be(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tokenizer.encode("a dog")
+    monkeypatch.setattr(module, "MAX_PROMPT_TOKENS", len(ids))
+    monkeypatch.setattr(module, "MAX_PROMPT_LETTERS", 5)
+    assert tokenizer.encode("a dog") == ids
+    with pytest.raises(DisaError, match="a prompt has 6 characters, but at most 5 are supported"):
+        tokenizer.encode("a dogs")
+    monkeypatch.setattr(module, "MAX_PROMPT_TOKENS", len(ids) - 1)
+    with pytest.raises(DisaError, match=f"has {len(ids)} tokens, but at most {len(ids) - 1} are"):
+        tokenizer.encode("a dog")
 
 
 def test_a_prompt_that_is_too_long(tokenizer: Tokenizer) -> None:

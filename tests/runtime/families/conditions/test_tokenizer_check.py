@@ -84,6 +84,71 @@ def test_nesting_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
         check_tokenizer(b"{}")
 
 
+def sequence(*rules: dict[str, Any]) -> dict[str, Any]:
+    return {"model": {}, "normalizer": {"type": "Sequence", "normalizers": list(rules)}}
+
+
+def prepending(letters: int) -> dict[str, Any]:
+    return {"type": "Prepend", "prepend": "a" * letters}
+
+
+def checked(content: Any) -> str:
+    """What is told, or nothing."""
+    try:
+        check_tokenizer(json.dumps(content).encode())
+    except DamagedFile as error:
+        return str(error)
+    return ""
+
+
+def test_limits_may_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = sequence(prepending(3), replacing("a", 5), {"type": "Lowercase", "content": "aaaa"})
+    assert "can make a text 15 times as long" not in checked(content)
+    for limit, reached in (("GROWTH", 15), ("TEXT", 9), ("RULES", 5), ("DEPTH", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer_check, f"MAX_{limit}", reached)
+            assert checked(content) == ""
+            patch.setattr(tokenizer_check, f"MAX_{limit}", reached - 1)
+            assert checked(content)
+    size = len(json.dumps(content).encode())
+    monkeypatch.setattr(tokenizer_check, "MAX_BYTES", size)
+    assert checked(content) == ""
+    monkeypatch.setattr(tokenizer_check, "MAX_BYTES", size - 1)
+    assert f"it has {size} bytes, but at most {size - 1} are allowed" in checked(content)
+
+
+def test_rules_of_all_sections_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_check, "MAX_GROWTH", 1)
+    content = {"model": {}, "normalizer": prepending(2), "decoder": replacing("a", 3)}
+    assert "can make a text 6 times as long" in checked(content)
+    shorter = sequence(prepending(0), {"type": "Replace", "content": 7}, {"type": None})
+    assert checked(shorter) == ""
+
+
+@pytest.mark.parametrize(
+    ("merges", "prefix", "fits"),
+    [
+        (["a b", ["b", "a"]], "", True),
+        ([["a", "##b"]], "##", True),
+        ([["a", "b"]], "##", False),
+        ([["a", "##c"]], "##", False),
+        (["a c"], "", False),
+        (["c a"], "", False),
+        (["a a"], "", False),
+        (["a b c"], "", False),
+        ([["a"]], "", False),
+        ([["a", 3]], "", False),
+        ([[3, "a"]], "", False),
+    ],
+)
+def test_both_tokens_of_a_merge_and_its_result_are_known(
+    merges: list[Any], prefix: str, fits: bool
+) -> None:
+    vocabulary = dict.fromkeys(("a", "b", "ab", "ba", "##b", "##a"), 0)
+    model = {"vocab": vocabulary, "merges": merges, "continuing_subword_prefix": prefix}
+    assert ("a merge of its model" in checked({"model": model})) is not fits
+
+
 def test_padding_to_any_length_is_left_out(content: dict[str, Any]) -> None:
     padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "x"}

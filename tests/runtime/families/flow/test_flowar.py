@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.runtime.families.flow.flowar import FlowAROptions, ScaleImages, enlarged
+from disa.runtime.families.flow.flowar import (
+    FlowAROptions,
+    ScaleImages,
+    enlarged,
+    euler_subsample,
+)
 from disa.runtime.replay.reference import RecordedRun, difference
 from disa.runtime.sampling.flow import euler_table
 from disa.runtime.stats import Stats
@@ -101,3 +106,22 @@ def test_a_small_grid_is_repeated() -> None:
     tokens = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
     larger = enlarged(tokens, 2, 4)[:, 0, 0].reshape(4, 4)
     assert larger.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    larger = enlarged(tokens, 2, 3)[:, 0, 0].reshape(3, 3)
+    assert larger.tolist() == [[0, 0, 1], [0, 0, 1], [2, 2, 3]]
+
+
+@pytest.mark.parametrize("interval", [0.5, 0.25, 1.0, 0.0, None])
+def test_the_first_guided_step_is_never_skipped(interval: float | None) -> None:
+    table = euler_table(12)
+    guided = [] if interval is None else [i for i in range(12) if table.times[i] <= interval][:1]
+    for kept in ([0, 11], [0, 4, 5, 6, 7, 11]):
+        expected = table.times[sorted({*kept, *guided})]
+        found = euler_subsample(interval, table, np.array(kept))
+        np.testing.assert_array_equal(found.times, expected)  # type: ignore[attr-defined]
+
+
+def test_an_image_that_is_never_guided_skips_any_step() -> None:
+    scales, intervals = np.float32([1, 1.5]), np.array([0.5, 0.7])
+    images = ScaleImages(None, {}, np.arange(4), scales, intervals, Stats())  # type: ignore[arg-type]
+    assert images.items == 2
+    assert [images.subsample_of(image).args for image in range(2)] == [(None,), (0.7,)]

@@ -6,7 +6,9 @@ import pytest
 
 from disa.errors import DisaError
 from disa.runtime.families.flow.options import FlowOptions
+from disa.runtime.families.flow.xar import euler_maruyama_subsample
 from disa.runtime.replay.reference import RecordedRun, difference
+from disa.runtime.sampling.flow import euler_maruyama_steps, euler_maruyama_table
 
 from ....conftest import GOLDEN, references
 from ..drive import latents_of, replay_flow_run, spied
@@ -54,3 +56,11 @@ def test_a_reference_of_other_options(golden_plan: Plans, tmp_path: Path) -> Non
     pipe, _ = spied(golden_plan("xar"))
     with pytest.raises(DisaError, match="has 6 noise arrays, but the recorded options need 9"):
         replay_flow_run(pipe, RecordedRun(path))
+
+
+def test_fewer_steps_of_a_cluster() -> None:
+    table, kept = euler_maruyama_table(9), np.array([0, 3, 8])
+    found = euler_maruyama_subsample(table, kept)
+    np.testing.assert_array_equal(found.times, table.times[kept])  # type: ignore[attr-defined]
+    expected = euler_maruyama_steps(table.times[kept])
+    np.testing.assert_array_equal(found.coefficients, expected.coefficients)

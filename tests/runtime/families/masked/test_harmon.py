@@ -154,8 +154,10 @@ def test_interpolation_has_half_pixel_centres() -> None:
 def test_sizes() -> None:
     assert parse_size("512", 16) == (32, 32)
     assert parse_size(256, 16) == (16, 16)
-    assert parse_size("640X384", 16) == (24, 40)
-    for text in ("", "big", "512x", "-16", "1e3"):
+    assert parse_size(" 640X384 ", 16) == (24, 40)
+    assert parse_size("16", 16) == (1, 1)
+    assert parse_size(MAX_SIDE, 16) == (MAX_SIDE // 16, MAX_SIDE // 16)
+    for text in ("", "big", "512x", "-16", "1e3", "1000000", "16x1000000"):
         with pytest.raises(DisaError, match="width x height"):
             parse_size(text, 16)
     for text in ("500", "0", f"{MAX_SIDE + 16}", "512x8"):

@@ -31,8 +31,28 @@ def test_the_official_counts() -> None:
 
 
 def test_more_iterations_than_tokens_are_refused() -> None:
+    assert prediction_counts(16, 16) == [1] * 16
     with pytest.raises(DisaError, match="at most 16"):
         prediction_counts(16, 17)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "iterations", "order", "counts"),
+    [
+        (64, 5, Order.RANDOM, [4, 9, 14, 18, 19]),
+        (64, 1, Order.RANDOM, [64]),
+        (64, 1, Order.CHECKERBOARD, [64]),
+        (9, 7, Order.RANDOM, [1, 1, 1, 1, 2, 1, 2]),
+        (9, 2, Order.CHECKERBOARD, [5, 4]),
+        (64, 8, Order.CHECKERBOARD, [1, 3, 3, 6, 6, 6, 7, 32]),
+        (64, 12, Order.CHECKERBOARD, [1, 1, 2, 3, 3, 4, 4, 5, 4, 5, 16, 16]),
+        (9, 8, Order.CHECKERBOARD, [1, 1, 1, 1, 1, 1, 1, 2]),  # As few as the first half has.
+        (9, 9, Order.CHECKERBOARD, [1] * 9),
+        (10, 8, Order.CHECKERBOARD, [1, 1, 1, 1, 1, 1, 2, 2]),
+    ],
+)
+def test_counts(tokens: int, iterations: int, order: Order, counts: list[int]) -> None:
+    assert prediction_counts(tokens, iterations, order) == counts
 
 
 @given(st.integers(1, 300), st.data())
