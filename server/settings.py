@@ -71,12 +71,12 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
     policy: str = field(
-        default="join",
+        default="cohorts",
         metadata=about(
             PolicyName,
-            "When waiting images start: join, at the next AR iteration; cohorts, when fewer than "
-            "--cohorts groups are running; static and single, when the running batch or image "
-            "is finished.",
+            "When waiting images start: cohorts, at the next AR iteration if fewer than --cohorts "
+            "groups are running; join, at the next AR iteration; static and single, when the "
+            "running batch or image is finished.",
         ),
     )
     cohorts: int = field(

@@ -59,9 +59,9 @@ def main() -> None:
     "--server",
     "variants",
     multiple=True,
-    default=("join:16", "cohorts:16", "static:16", "single:1"),
+    default=("join:16", "cohorts-2:16", "cohorts-4:16", "static:16", "single:1"),
     show_default=True,
-    help="POLICY:MAX_IMAGES of a server; may be repeated.",
+    help="POLICY[-COHORTS]:MAX_IMAGES of a server; may be repeated.",
 )
 @click.option("--wait", default=0.05, show_default=True, help="Batch wait of static, in seconds.")
 @click.option("--capacity-images", default=64, show_default=True, help="Images of the capacity.")
@@ -177,7 +177,9 @@ def rotated(variants: Sequence[str], turn: int) -> list[str]:
 def server(plan: Path, variant: str, wait: float) -> Iterator[str]:
     """Start a server with a policy; yields its URL."""
     policy, _, max_images = variant.partition(":")
+    policy, _, cohorts = policy.partition("-")
     options = ["--policy", policy, "--batch-wait", str(wait), "--max-images", max_images or "16"]
+    options += ["--cohorts", cohorts] if cohorts else []
     options += ["--max-queue", "100000", "--request-timeout", "3600", "--warm-up-seconds", "5"]
     with server_process(plan, options) as (url, _):
         yield url

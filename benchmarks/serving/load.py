@@ -77,13 +77,22 @@ def server_process(
             if not line:
                 raise DisaError(f"the server did not start: try disa-serve {plan}")
             url, end = line.split()[1].rstrip("/"), time.monotonic() + START_SECONDS
-            while httpx.get(f"{url}/health/ready").status_code != 200:
+            while not _ready(url):
+                if process.poll() is not None:
+                    raise DisaError(f"the server ended before it was ready: try disa-serve {plan}")
                 if time.monotonic() > end:
                     raise DisaError(f"the server is not ready after {START_SECONDS} seconds")
                 time.sleep(0.2)
             yield url, process
         finally:
             process.kill()
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def poisson(

@@ -69,6 +69,15 @@ def test_the_simulated_servers_are_those_of_their_record() -> None:
     assert set(shown) <= {line(entry) for entry in entries}
 
 
+def test_the_measured_servers_are_those_of_their_records() -> None:
+    page = (DOCS / "serving.md").read_text(encoding="utf-8")
+    for kind, name in (("equal", "serving_fashion"), ("mixed", "serving_fashion_mixed")):
+        entries = json.loads((RESULTS / f"{name}.json").read_text())["entries"]
+        assert len(entries) == 8
+        for entry in entries:
+            assert line(entry, f"{kind}, {entry['load']:.0%}") in page
+
+
 def test_the_built_engines_are_those_of_their_record() -> None:
     builds = json.loads((RESULTS / "build_sizes.json").read_text())["builds"]
     page = (DOCS / "tensorrt.md").read_text(encoding="utf-8")
