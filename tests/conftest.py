@@ -20,7 +20,7 @@ from disa.runtime.pipeline import Pipeline
 from .engines.tiny_graphs import backbone, head, shuffle, write_plan
 from .tiny_tokenizer import write_vocabulary
 
-# The same examples each time: `make test` answers for a change, `make fuzz` looks for new faults.
+# The same examples each time: `make test` answers for a change; new faults are what fuzzing is for.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 

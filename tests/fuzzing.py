@@ -1,7 +1,8 @@
 """Mutated files for the fuzz tests.
 
-FUZZ_MUTATIONS is how many mutations each test tries. `make fuzz` tries many, from another FUZZ_SEED
-each time, which a test that fails prints; without it the mutations are always the same.
+FUZZ_MUTATIONS is how many mutations each test tries; `make fuzz` tries many, with another seed each
+time. FUZZ_SEED repeats a run: without it the seed is the date, so that other mutations are tried
+every day, but a run can be repeated. A test that fails prints it.
 """
 
 import os
@@ -11,13 +12,14 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from disa.errors import DisaError
 
 MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "150"))
-SEED = int(os.environ.get("FUZZ_SEED", "0"))
+SEED = int(os.environ.get("FUZZ_SEED", f"{datetime.now(UTC):%Y%m%d}"))
 SECONDS = 5.0
 MEMORY = 512 << 20
 
