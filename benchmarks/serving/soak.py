@@ -43,13 +43,17 @@ def soak(plan: Path, minutes: float) -> None:
         status = process.wait(120)
     click.echo(json.dumps(found))
     early, late = split(sizes, minutes)
+    faults = []
     for what in ("memory", "files"):
         before, after = (max(one[what] for one in part) for part in (early, late))
         click.echo(f"{what}: at most {before} in the first part, {after} later")
         if after > before * (1 + MAX_GROWTH):
-            raise DisaError(f"{what} grew from {before} to {after}")
+            faults.append(f"{what} grew from {before} to {after}")
+    click.echo(f"exit code {status}")
     if found["lost"] or found["twice"] or status:
-        raise DisaError(f"images were lost or answered twice, or the exit code {status} is not 0")
+        faults.append(f"images were lost or answered twice, or the exit code {status} is not 0")
+    if faults:
+        raise DisaError("; ".join(faults))
 
 
 def split(sizes: list[dict[str, float]], minutes: float) -> tuple[list[Any], list[Any]]:
