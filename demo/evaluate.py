@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from disa.tables import markdown
 
 from .classifier import load as load_classifier
 from .data import captions, fashion_mnist
+from .kept_batches import Batch, KeptBatches
 from .quality import Quality, quality, real_quality, spread_classes
 
 # Constant steps start at timestep 950, as DiSA does. The strategy `fixed` starts at 999, where the
@@ -106,6 +108,7 @@ def generate(
     labels: npt.NDArray[np.int64],
     batch_size: int,
     options: dict[str, Any],
+    kept: KeptBatches | None = None,
 ) -> None:
     """Generate an image for every label with each run, in alternation.
 
@@ -114,6 +117,7 @@ def generate(
         runs: receive the images and their cost.
         labels: the classes, [n].
         options: options of the pipelines for all runs.
+        kept: batches of an interrupted evaluation; receives the others.
     """
     starts = range(0, len(labels), batch_size)
     for start in tqdm(starts, unit="batch", disable=None):
@@ -122,18 +126,32 @@ def generate(
         turn = start // batch_size % len(runs)
         for run in [*runs[turn:], *runs[:turn]]:
             pipe = pipelines[run.plan]
-            started = time.process_time()
-            result = pipe(
+            arguments = {
                 **conditions(pipe, batch),
-                first_image=start,
-                batch_size=batch_size,
-                **{**options, **run.options},
-            )
-            run.cpu_seconds += time.process_time() - started
-            if result.images is None:
-                raise DisaError(f"{run.plan} has no decoder to pixels: export it with --vae")
-            run.images.append(result.images[..., 0])
-            run.stats.add(result.stats)
+                "first_image": start,
+                "batch_size": batch_size,
+                **options,
+                **run.options,
+            }
+            draw = partial(generate_batch, pipe, arguments)
+            images, stats, cpu_seconds = kept.get(pipe, arguments, draw) if kept else draw()
+            run.cpu_seconds += cpu_seconds
+            run.images.append(images)
+            run.stats.add(stats)
+
+
+def generate_batch(pipe: Pipeline, arguments: dict[str, Any]) -> Batch:
+    """Generate images [n, 32, 32], and measure their cost.
+
+    Raises:
+        DisaError: the plan has no decoder, or refuses an argument.
+    """
+    started = time.process_time()
+    result = pipe(**arguments)
+    cpu_seconds = time.process_time() - started
+    if result.images is None:
+        raise DisaError(f"{pipe.plan.path} has no decoder to pixels: export it with --vae")
+    return result.images[..., 0], result.stats, cpu_seconds
 
 
 def conditions(pipe: Pipeline, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -290,6 +308,8 @@ def evaluate(
 ) -> None:
     """Generate images, measure their quality, and write OUTPUT.md, .json and .png.
 
+    Batches are kept in the folder OUTPUT.batches: the same evaluation continues with them.
+
     Args:
         runs: the schedules; the first one is the baseline of the speed-up.
         num: images of each run.
@@ -309,7 +329,8 @@ def evaluate(
     classifier = load_classifier()
     moments, real = real_quality(classifier, num, data)
     labels = spread_classes(num)
-    generate(pipelines, runs, labels, batch_size, options)
+    kept = KeptBatches(output.with_suffix(".batches"))
+    generate(pipelines, runs, labels, batch_size, options, kept)
     rows = []
     for run in runs:
         score = quality(classifier, moments, np.concatenate(run.images), labels)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import evaluate
+from demo import evaluate, kept_batches
 from demo.classifier import Classifier
 from demo.quality import Quality, spread_classes
 from disa.errors import DisaError
@@ -68,6 +68,7 @@ def test_the_result_has_a_table_numbers_and_images(
     for split in ("train", "t10k"):
         write_split(random.integers(0, 256, (80, 28, 28)), np.arange(80) % 10, split)
     monkeypatch.setattr(evaluate, "load_classifier", lambda: Classifier().eval())
+    monkeypatch.setattr(kept_batches, "identify", lambda plan: "a plan")
     monkeypatch.setattr(
         evaluate.Pipeline, "from_plan", lambda *_, **__: FakePipeline("fixed"), raising=True
     )
