@@ -57,10 +57,14 @@ class WarmUp:
 def load_plan(path: Path, engine: str, threads: int | None) -> Model:
     """Open a plan and load its graphs.
 
+    For a plan in fp32, "auto" selects ONNX Runtime rather than OpenVINO on processors: the batch
+    of a server changes with each AR iteration, and every new shape costs OpenVINO a millisecond
+    a call (docs/serving.md).
+
     Raises:
         DisaError: the plan is damaged, or the engine cannot run it here.
     """
-    pipe = Pipeline.from_plan(path, engine, threads=threads)
+    pipe = Pipeline.from_plan(path, engine, threads=threads, exact=engine == "auto")
     manifest = pipe.plan.manifest
     return Model(
         pipe.family,

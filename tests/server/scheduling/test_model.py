@@ -1,10 +1,12 @@
 """The warm-up before the first request."""
 
+from typing import Any
+
 import pytest
 
 from disa.errors import InvalidRequest
 from disa.runtime.generation import Output
-from disa.server.scheduling.model import doubling, warm_up
+from disa.server.scheduling.model import doubling, load_plan, warm_up
 
 from ..fake_family import SIDE, FakeFamily, fake_model
 
@@ -49,3 +51,9 @@ def test_a_plan_without_pixels_is_not_served(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(family, "finish", latents)
     with pytest.raises(InvalidRequest, match="--vae"):
         warm_up(fake_model(family), 1, 0.0)
+
+
+def test_auto_takes_the_engine_that_changing_batches_cost_least(golden_plan: Any) -> None:
+    model = load_plan(golden_plan("mar"), "auto", 1)
+    assert model.engine.startswith("ONNX Runtime")
+    assert load_plan(golden_plan("mar"), "openvino", 1).engine.startswith("OpenVINO")
