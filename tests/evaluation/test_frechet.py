@@ -21,6 +21,18 @@ def test_covariances_that_do_not_commute() -> None:
     assert frechet_distance(b, a) == pytest.approx(expected)
 
 
+def test_the_distance_is_never_negative() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        same = Moments.of(random.normal(0, 1, (30, 8)))
+        assert frechet_distance(same, same) >= 0
+
+
+def test_a_distance_that_is_no_number_stays_none() -> None:
+    unknown = Moments(np.array([np.nan]), np.eye(1))
+    assert np.isnan(frechet_distance(unknown, Moments(np.zeros(1), np.eye(1))))
+
+
 def test_moments_of_samples() -> None:
     random = np.random.default_rng(0)
     near = Moments.of(random.normal(0, 1, (20000, 3)).astype(np.float32))

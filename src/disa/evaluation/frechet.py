@@ -67,7 +67,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     cross = np.linalg.eigvalsh(root @ b.covariance @ root)
     shift = a.mean - b.mean
     spread = np.trace(a.covariance) + np.trace(b.covariance)
-    return float(shift @ shift + spread - 2 * np.sqrt(cross.clip(min=0)).sum())
+    squared = shift @ shift + spread - 2 * np.sqrt(cross.clip(min=0)).sum()
+    # Rounding makes it negative for equal distributions.
+    return float(np.maximum(squared, 0.0))
 
 
 def _square_root(symmetric: Float64s) -> Float64s:
