@@ -23,6 +23,7 @@ from disa.files import read_bytes
 from disa.server.scheduling.policy import Cohorts, JoinAtOnce, OneAtATime, Policy, Static
 
 from ..records import RESULTS, moment
+from .costs import costs
 from .load import (
     Arrival,
     Served,
@@ -255,6 +256,7 @@ def with_costs(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 main.command("simulate", cls=DisaCommand)(with_costs(simulated))
+main.add_command(costs)
 main.add_command(soak)
 
 
