@@ -7,7 +7,7 @@ halves are doubled rows. Keys and values of finished scales and clusters are kep
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -31,9 +31,9 @@ from disa.runtime.sampling.flow import FlowTable, euler_maruyama_table, euler_ta
 from disa.runtime.sampling.noise import PhiloxNoise, noise_of
 from disa.runtime.stats import Stats
 
-from ..records import moment, new_record
-from .contenders import Lap, class_labels
-from .race import Record, result_of
+from ..records import Record, new_record
+from .contenders import ALL_FULL, Lap, class_labels
+from .race import compared, finished
 
 Caches = tuple[Tensor, Tensor]
 Noises = Sequence[PhiloxNoise]
@@ -154,6 +154,8 @@ class XARLoop:
 class OfficialImage:
     """A loop in PyTorch, in fp32 or under autocast; a contender for whole images."""
 
+    full_passes = ALL_FULL
+
     def __init__(
         self, name: str, loop: FlowARLoop | XARLoop, dtype: torch.dtype | None = None
     ) -> None:
@@ -198,6 +200,8 @@ class OfficialImage:
 class PlanImage:
     """A plan on an engine, by the loop that users run; a contender for whole images."""
 
+    full_passes = ALL_FULL
+
     def __init__(self, name: str, pipe: Pipeline) -> None:
         self.name, self._family = name, pipe.family
 
@@ -224,45 +228,18 @@ def race_images(
 ) -> Record:
     """Time whole images of every contender in turn, as JSON; medians of the rounds count."""
     loop, contenders = official[0].loop, list[OfficialImage | PlanImage]([*official, *plans])
-    record, start = new_record("official_loop"), time.perf_counter()
+    record, laps = new_record("official_loop"), list[dict[str, Any]]()
     labels, noises = class_labels(batch), [PhiloxNoise(0, i) for i in range(batch)]
-    laps = []
+    every = range(loop.iterations)
     with progress_bar(rounds + 1, "racing", "image") as advance:
         for turn in range(rounds + 1):
             taken = {each.name: each.image(options, labels, noises) for each in contenders}
             advance(1)
-            first = taken[official[0].name]
-            # The first turn is a warm-up.
-            laps += [
-                {"iteration": index}
-                | {name: _lap(of[index], first[index]) for name, of in taken.items()}
-                for index in range(loop.iterations if turn else 0)
-            ]
-    steps = [len(loop.table(options, index)) for index in range(loop.iterations)]
-    measured = list(range(loop.iterations))
-    record["machine"]["load_after"] = moment()["load"]
-    return record | {
-        "batch_size": batch,
-        "iterations": loop.iterations,
-        "schedule": str(options.step_schedule),
-        "guided": options.guided,
-        "measured": measured,
-        "rounds": rounds,
-        "steps": steps,
-        "contenders": {
-            each.name: result_of(each.name, laps, measured, steps, batch) for each in contenders
-        },
-        "seconds": time.perf_counter() - start,
-    }
-
-
-def _lap(lap: Lap, first: Lap) -> Mapping[str, float]:
-    worst = np.abs(lap.sampled - first.sampled).max() / np.abs(first.sampled).max()
-    return {
-        "backbone": lap.backbone_seconds,
-        "head": lap.head_seconds,
-        "difference": float(worst),
-    }
+            if turn == 0:
+                continue  # A warm-up.
+            laps += [compared(i, {name: of[i] for name, of in taken.items()}) for i in every]
+    steps = [len(loop.table(options, index)) for index in every]
+    return finished(record, contenders, laps, options, steps, every, batch, rounds)
 
 
 def empty_caches(config: Any, classes: Tensor) -> Caches:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.official.remembering import Remembering
 
 from benchmarks.official.contenders import BF16, FP32, Lap, Official, Plans, State, grid_rows
 from benchmarks.official.mar import OfficialMAR
 from benchmarks.official.race import Progress, race, result_of, state_of
-from benchmarks.official.remembering import Remembering
 from benchmarks.official.tables import milliseconds_a_call
 from disa.errors import DisaError
 from disa.exporter.checkpoints.checkpoint import open_checkpoint
