@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,31 +74,16 @@ class Lap:
     cached_seconds: float | None = None
 
 
-class Named(Protocol):
-    """A contender."""
-
-    name: str
-    full_passes: RefreshPlan
-    """The AR iterations in which the backbone computes all tokens."""
-
-
-class Contender(Named, Protocol):
-    """A way to compute an AR iteration."""
-
-    def prepare(self, state: State) -> None:
-        """Do what is done once for such shapes, such as compiling."""
-        ...
-
-    def run(self, state: State) -> Lap:
-        """Compute one iteration."""
-        ...
-
-
 ALL_FULL = RefreshPlan(every=1)
 
 
 class Official:
-    """The original way, in PyTorch."""
+    """The original way, in PyTorch.
+
+    Attributes:
+        name: name of the contender.
+        full_passes: the AR iterations in which the backbone computes all tokens.
+    """
 
     full_passes = ALL_FULL
 
@@ -112,7 +97,7 @@ class Official:
         self._model, self._dtype = model, dtype
 
     def prepare(self, state: State) -> None:
-        """Run until torch.compile has nothing left to compile."""
+        """Do what is done once for such shapes: run until nothing is left to compile."""
         compiled = None
         while self._model.compiled and compiled != (compiled := graphs_compiled()):
             self.run(state)
@@ -206,6 +191,9 @@ class Plans:
         whole, head = time.perf_counter() - start, stats.seconds["head"]
         sampled = tokens[known : known + state.count].reshape(-1, tokens.shape[2]).copy()
         return Lap(whole - head - stats.seconds["noise"], head, sampled)
+
+
+Contender = Official | Plans
 
 
 def session_of(pipe: Pipeline, role: Role) -> Session:

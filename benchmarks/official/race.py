@@ -18,7 +18,7 @@ from disa.runtime.sampling.noise import PhiloxNoise, noise_of
 from disa.runtime.sampling.refresh import RefreshPlan
 
 from ..records import Record, moment, new_record
-from .contenders import ALL_FULL, Contender, Lap, Named, State, class_labels
+from .contenders import ALL_FULL, Contender, Lap, State, class_labels
 
 Laps = list[dict[str, Any]]
 """`iteration`, and by contender seconds (`backbone`, `cached`, `head`) and the `difference`."""
@@ -118,7 +118,7 @@ def compared(index: int, taken: Mapping[str, Lap]) -> dict[str, Any]:
 
 def finished(
     record: Record,
-    contenders: Sequence[Named],
+    contenders: Sequence[Any],
     laps: Laps,
     options: SamplingOptions,
     steps: Sequence[int],
@@ -130,6 +130,7 @@ def finished(
 
     Args:
         record: from before the race.
+        contenders: each with a `name` and `full_passes`.
         steps: denoising steps of all AR iterations.
     """
     record["machine"]["load_after"] = moment()["load"]

@@ -10,7 +10,7 @@ from disa.runtime.pipeline import Pipeline
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_plan_of_any_precision_draws(tmp_path: Path, precision: str) -> None:
+def test_a_plan_of_any_precision_samples(tmp_path: Path, precision: str) -> None:
     path = write_plan(TINY, precision, tmp_path / "tiny.plan")
 
     with Plan.open(path) as plan:
