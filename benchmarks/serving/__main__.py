@@ -6,7 +6,6 @@ python -m benchmarks.serving soak engines/fashion.plan --minutes 60
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -19,10 +18,9 @@ import numpy as np
 from disa.bench.machine import describe_machine, describe_versions
 from disa.bench.report import write_record
 from disa.commands.command import DisaCommand
-from disa.files import read_bytes
 from disa.server.scheduling.policy import Cohorts, JoinAtOnce, OneAtATime, Policy, Static
 
-from ..records import RESULTS, moment
+from ..records import moment
 from .load import (
     Arrival,
     Served,
@@ -37,6 +35,9 @@ from .soak import soak
 
 UNLOADED = 5
 CLOSED_CLIENTS = 16
+CAPACITY_IMAGES = 64
+BATCH_WAIT = 0.05
+"""Seconds in which the static policy collects a batch."""
 QUICK, FULL = "quick", "full"
 QUICK_SHARE = 0.75
 """Share of the mixed requests that have a quarter of the AR iterations."""
@@ -63,8 +64,6 @@ def main() -> None:
     show_default=True,
     help="POLICY[-COHORTS]:MAX_IMAGES of a server; may be repeated.",
 )
-@click.option("--wait", default=0.05, show_default=True, help="Batch wait of static, in seconds.")
-@click.option("--capacity-images", default=64, show_default=True, help="Images of the capacity.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def measure(
     plan: Path,
@@ -75,8 +74,6 @@ def measure(
     rounds: int,
     loads: tuple[float, ...],
     variants: tuple[str, ...],
-    wait: float,
-    capacity_images: int,
     record: Path | None,
 ) -> None:
     """Send Poisson arrivals to servers with different policies, in alternation.
@@ -93,12 +90,10 @@ def measure(
     begun = moment()
     runs: dict[tuple[float, str], list[list[Served]]] = {}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(server(plan, name, wait)) for name in variants}
+        urls = {name: stack.enter_context(server(plan, name)) for name in variants}
         unloaded = {kind: median_unloaded(urls[variants[0]], kinds[kind]) for kind in mix}
         capacities = {
-            name: asyncio.run(
-                closed_loop(urls[name], CLOSED_CLIENTS, mixed_bodies(kinds, mix, capacity_images))
-            )
+            name: asyncio.run(closed_loop(urls[name], CLOSED_CLIENTS, mixed_bodies(kinds, mix)))
             for name in variants
         }
         capacity = max(capacities.values())
@@ -124,7 +119,7 @@ def measure(
         "machine": describe_machine(),
         "versions": describe_versions(),
         "seconds": seconds,
-        "wait": wait,
+        "wait": BATCH_WAIT,
         "unloaded_seconds": unloaded,
         "capacity": capacities,
         "entries": [
@@ -132,15 +127,15 @@ def measure(
             for (load, name), parts in runs.items()
         ],
     }
-    name = f"serving_{plan.stem}{'_mixed' if mixed else ''}.json"
-    write_record(content, record or RESULTS / name)
+    if record:
+        write_record(content, record)
 
 
 def mixed_bodies(
-    kinds: Mapping[str, dict[str, Any]], mix: Mapping[str, float], images: int
+    kinds: Mapping[str, dict[str, Any]], mix: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The bodies of `images` requests, with the share `mix` of each kind."""
-    names = [kind for kind, share in mix.items() for _ in range(round(share * images))]
+    """The bodies of the requests that measure the capacity, with the share `mix` of each kind."""
+    names = [kind for kind, share in mix.items() for _ in range(round(share * CAPACITY_IMAGES))]
     order = np.random.default_rng(0).permutation(len(names))
     return [{**kinds[names[place]], "prompt": "0", "seed": int(place)} for place in order]
 
@@ -174,11 +169,18 @@ def rotated(variants: Sequence[str], turn: int) -> list[str]:
 
 
 @contextmanager
-def server(plan: Path, variant: str, wait: float) -> Iterator[str]:
+def server(plan: Path, variant: str) -> Iterator[str]:
     """Start a server with a policy; yields its URL."""
     policy, _, max_images = variant.partition(":")
     policy, _, cohorts = policy.partition("-")
-    options = ["--policy", policy, "--batch-wait", str(wait), "--max-images", max_images or "16"]
+    options = [
+        "--policy",
+        policy,
+        "--batch-wait",
+        str(BATCH_WAIT),
+        "--max-images",
+        max_images or "16",
+    ]
     options += ["--cohorts", cohorts] if cohorts else []
     options += ["--max-queue", "100000", "--request-timeout", "3600", "--warm-up-seconds", "5"]
     with server_process(plan, options) as (url, _):
@@ -195,20 +197,17 @@ def median_unloaded(url: str, options: Mapping[str, Any]) -> float:
 @click.option("--requests", default=1000, show_default=True)
 @click.option("--mixed", is_flag=True, help="Most requests have a quarter of the iterations.")
 @click.option("--max-images", default=64, show_default=True)
-@click.option("--costs", type=click.Path(path_type=Path), help="JSON with measured costs.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def simulated(
     loads: tuple[float, ...],
     requests: int,
     mixed: bool,
     max_images: int,
-    costs: Path | None,
     record: Path | None,
-    **given: Any,
+    **costs: Any,
 ) -> None:
     """Simulate the policies on a machine that a cost model describes."""
-    measured = json.loads(read_bytes(costs, 1 << 20)) if costs else {}
-    model = CostModel(**{**measured, **{k: v for k, v in given.items() if v is not None}})
+    model = CostModel(**costs)
     quick, full = max(1, model.iterations // 4), model.iterations
     mix = {quick: QUICK_SHARE, full: 1 - QUICK_SHARE} if mixed else {full: 1.0}
     unloaded = {
@@ -250,7 +249,7 @@ def with_costs(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of the cost model."""
     for each in fields(CostModel):
         flag, kind = f"--{each.name.replace('_', '-')}", type(each.default)
-        command = click.option(flag, type=kind, help=f"{each.default} by default.")(command)
+        command = click.option(flag, type=kind, default=each.default, show_default=True)(command)
     return command
 
 
