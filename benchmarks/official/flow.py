@@ -40,30 +40,25 @@ Noises = Sequence[PhiloxNoise]
 
 
 class FlowARLoop:
-    """FlowAR: scale after scale, Euler steps with the flow head."""
+    """FlowAR: scale after scale, Euler steps with the flow head.
+
+    Attributes:
+        tokens: tokens of each scale.
+        first_guided: the first scale with an unconditional half.
+        table: makes the table of a number of steps.
+    """
+
+    first_guided, table = 0, staticmethod(euler_table)
 
     def __init__(self, model: flowar.FlowAR) -> None:
         self.config, self.head = model.config, model.flownet
-        self.iterations = len(model.config.scales)
+        self.tokens = [side * side for side in model.config.scales]
         self._modulation = flowar.ClassModulation(model)
         self._backbone = flowar.Backbone(model)
         # The bare condition: what the head makes of it is the head's work at every step.
         self._backbone.cond_embed, self._backbone.crossed = nn.Identity(), None  # type: ignore[assignment]
         self._rotary = flowar.scale_rotary(model.config, HEAD_DIM)
-        self._places = torch.tensor([0, *(side * side for side in model.config.scales)]).cumsum(0)
-
-    def table(self, options: FlowOptions, index: int) -> FlowTable:
-        """The steps of a scale."""
-        return euler_table(options.step_schedule.steps(index, self.iterations))
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """Tokens of a scale, and channels."""
-        return self.config.scales[index] ** 2, self.config.vae_embed_dim
-
-    def guided(self, options: FlowOptions, index: int) -> bool:
-        """Whether a scale has an unconditional half."""
-        del index
-        return options.guided
+        self._places = torch.tensor([0, *self.tokens]).cumsum(0)
 
     def condition(self, index: int, done: Sequence[Tensor], classes: Tensor, past: Any) -> Any:
         """The condition z [guidance, batch, tokens, width] and the caches after it."""
@@ -96,29 +91,21 @@ class FlowARLoop:
         """Guidance of a step at a flow time."""
         assert isinstance(options, FlowAROptions)
         late = moment <= options.guidance_interval
-        return options.guidance(index, self.iterations) if late else 1.0
+        return options.guidance(index, len(self.tokens)) if late else 1.0
 
 
 class XARLoop:
-    """xAR: cluster after cluster, Euler-Maruyama steps with the whole transformer."""
+    """xAR: cluster after cluster, Euler-Maruyama steps with the whole transformer.
+
+    Attributes: see `FlowARLoop`; a cluster is what a scale is there.
+    """
+
+    first_guided, table = 1, staticmethod(euler_maruyama_table)
 
     def __init__(self, model: xar.XAR) -> None:
-        self.config, self.iterations = model.config, CLUSTERS
+        self.config, self.tokens = model.config, [model.config.cluster_tokens] * CLUSTERS
         self._modulation = xar.TimestepModulation(model)
         self._prefill, self._network = xar.Prefill(model), xar.StepNetwork(model)
-
-    def table(self, options: FlowOptions, index: int) -> FlowTable:
-        """The steps of a cluster."""
-        return euler_maruyama_table(options.step_schedule.steps(index, self.iterations))
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """Tokens of a cluster, and channels."""
-        del index
-        return self.config.cluster_tokens, self.config.vae_embed_dim
-
-    def guided(self, options: FlowOptions, index: int) -> bool:
-        """Whether a cluster has an unconditional half; the first has none."""
-        return options.guided and index > 0
 
     def condition(self, index: int, done: Sequence[Tensor], classes: Tensor, past: Any) -> Caches:
         """The caches of the clusters before."""
@@ -139,7 +126,7 @@ class XARLoop:
     def scale(self, options: FlowOptions, index: int, moment: float) -> float:
         """Guidance of a step."""
         del moment
-        return options.guidance(index, self.iterations)
+        return options.guidance(index, len(self.tokens))
 
     def _modulations(self, timestep: Tensor, classes: Tensor) -> Tensor:
         rows = classes.flatten()
@@ -161,6 +148,10 @@ class OfficialImage:
     ) -> None:
         self.name, self.loop, self._dtype = name, loop, dtype
 
+    def table(self, options: FlowOptions, index: int) -> FlowTable:
+        """The denoising steps of an AR iteration."""
+        return self.loop.table(options.step_schedule.steps(index, len(self.loop.tokens)))
+
     def image(self, options: Any, labels: Sequence[int], noises: Noises) -> list[Lap]:
         """Every AR iteration of a batch."""
         loop, done, state = self.loop, list[Tensor](), None
@@ -168,10 +159,10 @@ class OfficialImage:
         laps = []
         cast = torch.autocast("cpu", self._dtype) if self._dtype else nullcontext()
         with torch.no_grad(), cast, fused_attention():
-            for index in range(loop.iterations):
-                table, shape = loop.table(options, index), loop.shape(index)
+            for index, tokens in enumerate(loop.tokens):
+                table, shape = self.table(options, index), (tokens, loop.config.vae_embed_dim)
                 noise = torch.from_numpy(noise_of(noises, index, 1 + len(table), shape))
-                classes = every[: 1 + loop.guided(options, index)]
+                classes = every[: 1 + (options.guided and index >= loop.first_guided)]
                 start = time.perf_counter()
                 state = loop.condition(index, done, classes, state)
                 middle = time.perf_counter()
@@ -227,10 +218,10 @@ def race_images(
     rounds: int,
 ) -> Record:
     """Time whole images of every contender in turn, as JSON; medians of the rounds count."""
-    loop, contenders = official[0].loop, list[OfficialImage | PlanImage]([*official, *plans])
+    contenders: list[OfficialImage | PlanImage] = [*official, *plans]
     record, laps = new_record("official_loop"), list[dict[str, Any]]()
     labels, noises = class_labels(batch), [PhiloxNoise(0, i) for i in range(batch)]
-    every = range(loop.iterations)
+    every = range(len(official[0].loop.tokens))
     with progress_bar(rounds + 1, "racing", "image") as advance:
         for turn in range(rounds + 1):
             taken = {each.name: each.image(options, labels, noises) for each in contenders}
@@ -238,7 +229,7 @@ def race_images(
             if turn == 0:
                 continue  # A warm-up.
             laps += [compared(i, {name: of[i] for name, of in taken.items()}) for i in every]
-    steps = [len(loop.table(options, index)) for index in every]
+    steps = [len(official[0].table(options, index)) for index in every]
     return finished(record, contenders, laps, options, steps, every, batch, rounds)
 
 
