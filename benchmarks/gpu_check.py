@@ -321,10 +321,7 @@ def main() -> None:
             check.begin_exports(settings)
         try:
             for part in parts_of(arguments.quick, arguments.engines.split(",")):
-                # Every record describes the machine.
-                selected = any(word in part.name for word in arguments.parts.split(","))
-                if selected or part.name == "machine":
-                    check.run(part, settings)
+                check.run(part, settings)
         finally:
             check.end_exports()
         result = check.write()
@@ -346,7 +343,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="use a tiny model, to test the script")
     made.add_argument("--minutes", type=float, default=9.0, help="time limit of all parts")
     made.add_argument("--engines", default=",".join(ENGINES), help="what to check and measure")
-    made.add_argument("--parts", default="", help="only parts with one of these in their names")
     made.add_argument("--wheels", type=Path, help="folder of packages to install, see above")
     made.add_argument(
         "-o", "--output", type=Path, default=Path("gpu-check.json"), help="the file to write"

@@ -151,37 +151,5 @@ def growth_rows(record: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def draw_growth(record: Mapping[str, Any], path: Path) -> None:
-    """Plot seconds against each quantity, and the seconds that the best rate would give."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    axes = record["axes"]
-    picture, panels = pyplot.subplots(
-        1, len(axes), figsize=(3 * len(axes), 3), squeeze=False, layout="constrained"
-    )
-    for panel, (axis, entries) in zip(panels[0], axes.items(), strict=True):
-        values = [entry["value"] for entry in entries]
-        rate = max(entry["flops"] / entry["seconds"] for entry in entries)
-        panel.loglog(values, [entry["seconds"] for entry in entries], "o-", label="measured")
-        panel.loglog(
-            values,
-            [entry["flops"] / rate for entry in entries],
-            "--",
-            color="grey",
-            label="the work, at the panel's best rate",
-        )
-        panel.set_xlabel(TITLES[axis])
-        panel.set_xticks(values, [str(value) for value in values])
-        panel.minorticks_off()
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("seconds a batch")
-    panels[0, 0].legend(frameon=False, fontsize=7)
-    picture.savefig(path, dpi=110)
-    pyplot.close(picture)
-
-
 if __name__ == "__main__":
     main()

@@ -1,21 +1,28 @@
 """Exports every official size with random weights and generates an image with few steps.
 
     python -m benchmarks.official_sizes -o benchmarks/results/official_sizes.json
-    python -m benchmarks.official_sizes --only mar_h,harmon_1.5b --precision fp16
+    python -m benchmarks.official_sizes --only mar_h --only harmon_1.5b --precision fp16
 
-Each part runs in its own process. The files of a size are removed before the next one. Entries of
-an existing record are kept unless they are measured again.
+Export and run are in processes of their own. The files of a size are removed before the next one.
+Entries of an existing record are kept unless they are measured again.
 """
 
-import shutil
+import json
 import tempfile
+import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 
-from disa.bench.report import check_writable, figure
+from disa.bench.machine import peak_memory, reset_peak_memory
+from disa.bench.measure import measure as generate
+from disa.bench.report import check_writable, figure, write_record
+from disa.bench.variant import Variant
 from disa.commands.command import DisaCommand
 from disa.errors import DisaError
 from disa.exporter.export import export
@@ -23,16 +30,12 @@ from disa.exporter.random_weights import (
     SIZES,
     byte_tokenizer,
     official_config,
-    plan_name,
     random_checkpoint,
     reads_text,
 )
-from disa.runtime.pipeline import Pipeline
-from disa.runtime.stats import Stats
 from disa.tables import table
 
-from .process import run_in_process
-from .records import Record, choose, moment, read_entries, write_entries
+from .records import Record, moment, new_record
 
 KIND = "official_sizes"
 GIB = 1 << 30
@@ -44,7 +47,6 @@ SHORT: Mapping[str, dict[str, Any]] = {
     "harmon": {"num_iterations": 4, "steps": "4:2", "size": "128"},
 }
 """Sampling options of the short run; the guidance is the plan's."""
-PROMPT = "a dog on the left and a cat on the right"
 HEADINGS = (
     *("size", "precision", "million weights", "plan GB", "export s", "CPU s", "export GiB"),
     *("differs by", "load s", "run s", "run GiB", "head calls"),
@@ -52,102 +54,98 @@ HEADINGS = (
 
 
 @click.command(cls=DisaCommand)
-@click.option("--only", help="Sizes, such as mar_h,harmon_1.5b; all by default.")
+@click.option("--only", multiple=True, type=click.Choice(list(SIZES)), help="All by default.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
-@click.option("--no-check", is_flag=True, help="Do not compare the graphs with the fp32 model.")
 @click.option("--engine", default="cpu", show_default=True, help="Engine of the graphs.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option("--scratch", type=FOLDER, help="Folder for up to 35 GB of files.")
-@click.option("--keep", type=FOLDER, help="Folder for the plans; by default they are removed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
 def main(
-    only: str | None,
+    only: tuple[str, ...],
     precision: str,
-    no_check: bool,
     engine: str,
     threads: int | None,
     scratch: Path | None,
-    keep: Path | None,
     output: Path | None,
 ) -> None:
     """Export every official size with random weights, and generate an image with each."""
-    chosen = choose(only, list(SIZES))
     entries: dict[str, Record] = {}
     if output:
         check_writable(output)
-        entries = read_entries(output, KIND)
-    for size in chosen:
+        entries = read_entries(output)
+    for size in only or SIZES:
         with tempfile.TemporaryDirectory(prefix="sizes-", dir=scratch) as folder:
-            entries[size] = measure(size, Path(folder), precision, not no_check, engine, threads)
-            if keep:
-                shutil.move(Path(folder) / f"{size}.plan", keep / plan_name(size))
+            entries[size] = measure(size, Path(folder), precision, engine, threads)
         click.echo(table(HEADINGS, size_rows({size: entries[size]})))
         if output:
-            write_entries(output, KIND, entries, list(SIZES))
+            ordered = {name: entries[name] for name in SIZES if name in entries}
+            write_record({**new_record(KIND), "entries": ordered}, output)
 
 
-def measure(
-    size: str, folder: Path, precision: str, check: bool, engine: str, threads: int | None
-) -> Record:
+def read_entries(path: Path) -> dict[str, Record]:
+    """The entries of an existing record by size; none if there is no file yet.
+
+    Raises:
+        DisaError: the file is not a record of official sizes.
+    """
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind, entries = record["kind"], dict(record["entries"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DisaError(f"{path} is not a record of {KIND}: give another file") from error
+    if kind != KIND:
+        raise DisaError(f"{path} is a record of {kind}, not of {KIND}: give another file")
+    return entries
+
+
+def measure(size: str, folder: Path, precision: str, engine: str, threads: int | None) -> Record:
     """Measure the export and a short run of an official size; returns the entry of the record.
 
     Args:
         folder: for the checkpoint and the plan.
-        check: whether to compare the graphs with the fp32 model.
+
+    Raises:
+        DisaError: the export or the run fails, or its process was killed.
     """
-    checkpoint, plan = folder / f"{size}.pth", folder / f"{size}.plan"
+    plan = folder / f"{size}.plan"
     entry: Record = {"family": SIZES[size], "precision": precision, **moment()}
-    made = run_in_process(make_checkpoint, size, checkpoint)
-    exported = run_in_process(make_plan, size, checkpoint, plan, precision, check)
-    generated = run_in_process(generate, plan, SIZES[size], engine, threads)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            entry |= pool.submit(export_size, size, plan, precision).result()
+        except BrokenProcessPool:
+            raise DisaError(f"the export of {size} was killed: memory may have run out") from None
+    options = SHORT[SIZES[size]]
+    variant = Variant(engine, 1, options)
+    generated = generate(plan, [variant], repeat=1, warmup=0, threads=threads)
+    (loaded,), (run,) = generated["engines"].values(), generated["variants"]
     return entry | {
-        "weights": made.result,
-        "checkpoint_bytes": checkpoint.stat().st_size,
-        "plan_bytes": plan.stat().st_size,
-        "export_seconds": exported.seconds,
-        "export_cpu_seconds": exported.cpu_seconds,
-        "export_peak_bytes": exported.peak_memory,
-        "difference": exported.result,
-        "options": SHORT[SIZES[size]],
-        "run_peak_bytes": generated.peak_memory,
-        "run_own_bytes": generated.own_memory,
-        **generated.result,
+        "options": options,
+        "engine": loaded["runs"],
+        "load_seconds": loaded["load_seconds"],
+        "run_peak_bytes": run["peak_memory_bytes"],
+        "seconds": {"total": run["seconds_an_image"]["median"], **run["parts"]},
+        "head_calls": run["head_calls"],
     }
 
 
-def make_checkpoint(size: str, path: Path) -> int:
-    """Write a checkpoint in the official layout; returns the number of its weights."""
-    return random_checkpoint(official_config(size), path)
-
-
-def make_plan(size: str, checkpoint: Path, plan: Path, precision: str, check: bool) -> float | None:
-    """Export without a configuration; returns the largest difference from fp32, if checked."""
-    tokenizer = byte_tokenizer(checkpoint.parent) if reads_text(size) else None
-    exported = export(checkpoint, plan, precision=precision, tokenizer=tokenizer, check=check)
-    return max((error.relative for error in exported.errors), default=None)
-
-
-def generate(plan: Path, family: str, engine: str, threads: int | None) -> Record:
-    """Load a plan and generate one image; returns the cost as JSON.
-
-    Raises:
-        DisaError: the latents are not finite.
-    """
-    stats = Stats()
-    with stats.timed("load"):
-        pipe = Pipeline.from_plan(plan, engine, threads=threads)
-    text = pipe.family.classes is None
-    conditions = pipe.conditions(None, PROMPT) if text else pipe.conditions(207)
-    requests = pipe.requests(conditions, pipe.options(**SHORT[family]), 0, [0])
-    (output,) = pipe.generate(requests, stats)
-    if not output.finite:
-        raise DisaError(f"{plan.stem}: the image is not finite")
+def export_size(size: str, plan: Path, precision: str) -> Record:
+    """Make a checkpoint in the official layout and export it; returns what that cost."""
+    checkpoint = plan.with_suffix(".pth")
+    weights = random_checkpoint(official_config(size), checkpoint)
+    tokenizer = byte_tokenizer(plan.parent) if reads_text(size) else None
+    reset_peak_memory()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    exported = export(checkpoint, plan, precision=precision, tokenizer=tokenizer)
     return {
-        "engine": pipe.engine,
-        "latents": [1, *output.latents.shape],
-        "load_seconds": stats.seconds.pop("load"),
-        "seconds": stats.seconds,
-        "head_calls": stats.head_calls,
+        "export_seconds": time.perf_counter() - start,
+        "export_cpu_seconds": time.process_time() - cpu_start,
+        "export_peak_bytes": peak_memory(),
+        "weights": weights,
+        "checkpoint_bytes": checkpoint.stat().st_size,
+        "plan_bytes": plan.stat().st_size,
+        "difference": max(error.relative for error in exported.errors),
     }
 
 
@@ -162,7 +160,7 @@ def size_rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             figure(entry["export_seconds"]),
             figure(entry.get("export_cpu_seconds")),
             _gib(entry["export_peak_bytes"]),
-            "not checked" if entry["difference"] is None else f"{entry['difference']:.1e}",
+            f"{entry['difference']:.1e}",
             figure(entry["load_seconds"]),
             figure(entry["seconds"]["total"]),
             _gib(entry["run_peak_bytes"]),

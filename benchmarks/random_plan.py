@@ -79,13 +79,6 @@ def config_of(size: str) -> Any:
     return TINY if size == "tiny" else official_config(size)
 
 
-def write_random_plan(
-    size: str, precision: str, path: Path, report: Callable[[str], object] = lambda stage: None
-) -> Path:
-    """Export a model of that size with random weights to a plan at `path`."""
-    return write_plan(config_of(size), precision, path, report)
-
-
 def write_plan(
     config: Any,
     precision: str,

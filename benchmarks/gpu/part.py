@@ -20,14 +20,17 @@ BATCHES = {"tiny": (1, 2)}
 ITERATIONS = {"tiny": 4}
 
 
-class Report:
-    """Appends results to a file of JSON lines, and prints them."""
+class PartRunner:
+    """Runs parts; each public method that is a choice of NAME is one."""
 
-    def __init__(self, lines: Path) -> None:
-        self.lines = lines
+    def __init__(self, device: str, folder: Path, seconds: float, lines: Path) -> None:
+        from .speed import Timer
 
-    def __call__(self, kind: str, text: str, **content: Any) -> None:
-        """Report a result.
+        self.device, self.folder, self.lines = device, folder, lines
+        self.timer = Timer(device, seconds / 60)
+
+    def report(self, kind: str, text: str, **content: Any) -> None:
+        """Append a result to the file of JSON lines, and print it.
 
         Args:
             kind: one of the kinds in `gpu_check.GpuCheck.write`.
@@ -37,16 +40,6 @@ class Report:
         with self.lines.open("a") as file:
             file.write(json.dumps({"kind": kind, **content}) + "\n")
         print(text, flush=True)
-
-
-class PartRunner:
-    """Runs parts; each method is a part, with the arguments of the command line."""
-
-    def __init__(self, device: str, folder: Path, seconds: float, report: Report) -> None:
-        from .speed import Timer
-
-        self.device, self.folder, self.report = device, folder, report
-        self.timer = Timer(device, seconds / 60)
 
     def attempt(self, what: str, work: Callable[[], object], least: float = 5) -> None:
         """Run `work`; reports a failure if it raises an exception or if no time is left.
@@ -131,13 +124,11 @@ class PartRunner:
         from ..random_plan import config_of
         from .speed import Eager
 
-        model = Eager(config_of(size), self.timer)
+        model = Eager(config_of(size), self.timer, compiled)
         for batch in BATCHES.get(size, (1, 64, 8)):
             self.attempt(
                 f"{size}, batch {batch}, {'torch.compile' if compiled else 'eager PyTorch'}",
-                lambda b=batch: self._speed(  # type: ignore[misc]
-                    model.speed(size, b, ITERATIONS.get(size, 64), compiled)
-                ),
+                lambda b=batch: self._speed(model.speed(size, b, ITERATIONS.get(size, 64))),  # type: ignore[misc]
             )
 
     def compile(self, size: str) -> None:
@@ -196,7 +187,7 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("PyTorch sees no GPU here: use --device cpu --quick")
     try:
-        getattr(PartRunner(device, folder, seconds, Report(lines)), name)(*arguments)
+        getattr(PartRunner(device, folder, seconds, lines), name)(*arguments)
     except DisaError as error:
         raise click.ClickException(str(error)) from error
 

@@ -23,7 +23,7 @@ from disa.runtime.sampling.schedule import AnnealedSchedule
 from ..gpu_check import random_plan
 from ..official.contenders import session_of
 from ..official.mar import OfficialMAR
-from ..random_plan import config_of, write_random_plan
+from ..random_plan import config_of, write_plan
 from .parity import head_arrays, switch_graphs, with_engines
 
 HEAD_STEPS = 20
@@ -128,36 +128,25 @@ def usual_count(config: MARConfig, iterations: int) -> int:
     return max(1, round(config.tokens / iterations))
 
 
-def compile_module(module: torch.nn.Module) -> torch.nn.Module:
-    """The module compiled for dynamic sizes."""
-    # torch.compile returns a module for a module, but its type says function.
-    compiled: torch.nn.Module = torch.compile(module, dynamic=True)  # type: ignore[assignment]
-    return compiled
-
-
 class Eager:
-    """PyTorch as in the original code: autocast, 2N rows, the condition embedded in every step."""
+    """PyTorch as in the original code: autocast, 2N rows, the condition embedded in every step.
 
-    def __init__(self, config: MARConfig, timer: Timer) -> None:
+    Args:
+        compiled: whether head and transformer blocks go through torch.compile.
+    """
+
+    def __init__(self, config: MARConfig, timer: Timer, compiled: bool = False) -> None:
         self.config, self.timer = config, timer
         # Initialising a billion weights on the host takes half a minute.
         with torch.device(timer.device):
             self.model = OfficialMAR(config).eval().requires_grad_(False)
         for parameter in self.model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        self.plain = self.model.diffloss["net"]
+        if compiled:
+            self.model.compile_parts()
 
-    def speed(self, size: str, batch: int, iterations: int, compiled: bool) -> Speed:
-        """Measure the model.
-
-        Args:
-            compiled: whether head and transformer blocks are compiled with torch.compile.
-        """
-        self.model.diffloss["net"] = compile_module(self.plain) if compiled else self.plain
-        for blocks in (self.model.encoder_blocks, self.model.decoder_blocks):
-            for index, block in enumerate(blocks):
-                original = getattr(block, "_orig_mod", block)
-                blocks[index] = compile_module(original) if compiled else original
+    def speed(self, size: str, batch: int, iterations: int) -> Speed:
+        """Measure the model."""
         iterations = min(iterations, self.config.tokens)
         tables = [step_table(SamplerName.DDPM, steps) for steps in schedule(iterations)]
         device, kind = self.timer.device, torch.float16
@@ -174,6 +163,7 @@ class Eager:
                 warm=lambda: self._image(batch, tables[:: max(1, len(tables) // 4)]),
             )
             head, _ = self.timer.seconds(lambda: self._sample(z, table, rows))
+        compiled = self.model.compiled
         way, name = ("compile", "torch.compile") if compiled else ("eager", "eager PyTorch")
         name = f"{name} {torch.__version__}, autocast {str(kind).removeprefix('torch.')}"
         return Speed(size, batch, way, name, image / batch, 1000 * head / len(table), runs)
@@ -266,4 +256,4 @@ class EngineSpeed:
 def random_plan_of(size: str, precision: str, folder: Path) -> Path:
     """Export a plan with random weights, unless it exists."""
     path = folder / random_plan(size, precision)
-    return path if path.exists() else write_random_plan(size, precision, path)
+    return path if path.exists() else write_plan(config_of(size), precision, path)

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,10 @@ from disa.engines.plan.traits import Role
 from disa.engines.session import Session
 from disa.runtime.families.masked.options import MaskedOptions
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.sampling.head import Head, HeadRows
-from disa.runtime.sampling.refresh import RefreshPlan
+from disa.runtime.sampling.refresh import RefreshPlan, parse_refresh
 from disa.runtime.sampling.sampler import StepTable
 from disa.runtime.stats import Stats
 
-from ..records import Clock
 from .mar import OfficialMAR
 
 FP32, BF16 = "official fp32", "official bf16 autocast"
@@ -76,27 +74,16 @@ class Lap:
     cached_seconds: float | None = None
 
 
-class Contender(Protocol):
-    """A way to compute an AR iteration."""
-
-    name: str
-    full_passes: RefreshPlan
-    """The AR iterations in which the backbone computes all tokens."""
-
-    def prepare(self, state: State) -> None:
-        """Do what is done once for such shapes, such as compiling."""
-        ...
-
-    def run(self, state: State) -> Lap:
-        """Compute one iteration."""
-        ...
-
-
 ALL_FULL = RefreshPlan(every=1)
 
 
 class Official:
-    """The original way, in PyTorch."""
+    """The original way, in PyTorch.
+
+    Attributes:
+        name: name of the contender.
+        full_passes: the AR iterations in which the backbone computes all tokens.
+    """
 
     full_passes = ALL_FULL
 
@@ -105,13 +92,12 @@ class Official:
         name: str,
         model: OfficialMAR,
         dtype: torch.dtype | None = None,
-        clock: Clock = time.perf_counter,
     ) -> None:
         self.name = name
-        self._model, self._dtype, self._clock = model, dtype, clock
+        self._model, self._dtype = model, dtype
 
     def prepare(self, state: State) -> None:
-        """Run until torch.compile has nothing left to compile."""
+        """Do what is done once for such shapes: run until nothing is left to compile."""
         compiled = None
         while self._model.compiled and compiled != (compiled := graphs_compiled()):
             self.run(state)
@@ -130,25 +116,30 @@ class Official:
         known, mask, wanted, labels = (
             torch.from_numpy(array) for array in (tokens, masked, predicted, state.labels)
         )
-        draws, timesteps, factors = (
+        normals, timesteps, factors = (
             torch.from_numpy(array) for array in (noise, state.table.timesteps, coefficients)
         )
         cast = torch.autocast("cpu", self._dtype) if self._dtype else nullcontext()
         with torch.no_grad(), cast:
-            start = self._clock()
+            start = time.perf_counter()
             z = self._model.condition(known, mask, wanted, labels, state.guided)
-            middle = self._clock()
-            x = self._model.sample(z, draws, timesteps, factors, state.scale, state.guided)
-            end = self._clock()
+            middle = time.perf_counter()
+            x = self._model.sample(z, normals, timesteps, factors, state.scale, state.guided)
+            end = time.perf_counter()
         sampled = np.empty_like(state.noise[0])
         sampled[rows] = x.float().numpy()
         return Lap(middle - start, end - middle, sampled)
 
 
 class Plans:
-    """A plan on one of the engines."""
+    """A plan on one of the engines, by the AR iterations that users run.
 
-    full_passes = ALL_FULL
+    With `refresh` its backbone remembers: in each measured AR iteration a full pass is timed and,
+    if there is one before it, a cached pass behind a full one of that iteration.
+
+    Args:
+        refresh: the AR iterations that are full passes.
+    """
 
     def __init__(
         self,
@@ -156,36 +147,53 @@ class Plans:
         pipe: Pipeline,
         options: MaskedOptions,
         conditions: Sequence[Any],
-        clock: Clock = time.perf_counter,
+        refresh: str | None = None,
     ) -> None:
-        self.name, self._clock = name, clock
-        self._backbone = session_of(pipe, Role.ITERATION)
-        self._head = Head(pipe.sessions.__getitem__, "modulated_head" in pipe.sessions)
-        requests = pipe.requests(conditions, options, 0, range(len(conditions)))
-        # What is the same in every AR iteration: classes, or prompts that have been read.
-        sample: Any = pipe.family.start(requests, Stats())[0]
-        self._constants: dict[str, Any] = sample.cohort.constants
+        self.name = f"{name} refresh {refresh}" if refresh else name
+        self.full_passes = parse_refresh(refresh) if refresh else ALL_FULL
+        self._remembers = refresh is not None
+        self._pipe, self._options, self._conditions = pipe, options, conditions
 
     def prepare(self, state: State) -> None:
         """Nothing: what an engine does for new shapes, it does in every image."""
 
     def run(self, state: State) -> Lap:
-        inputs: dict[str, Any] = {
-            "tokens": state.tokens,
-            "positions": state.positions,
-            "predicted": state.predicted,
-            **self._constants,
-        }
-        start = self._clock()
-        condition = self._backbone.run(inputs)["condition"]
-        middle = self._clock()
-        items, noise = state.noise.shape[1], state.noise
-        scale = np.full(items, state.scale, np.float32)
-        rows = HeadRows(self._head, condition, scale, noise[1:], Stats())
-        step = np.repeat(np.arange(len(state.table))[:, None], items, axis=1)
-        drawn = np.zeros(items, np.int64)
-        result = np.asarray(rows.run_steps(state.table, step, drawn, noise[0]))
-        return Lap(middle - start, self._clock() - middle, result)
+        always = "1:0" if self._remembers else None
+        full = self._step(self._samples(state, always, state.index), state)
+        if not self._remembers or state.index == 0:
+            return full
+        before = state.index - 1
+        samples = self._samples(state, str(before), before)
+        self._pipe.family.step(samples, Stats())
+        cached = self._step(samples, state)
+        passes = full.backbone_seconds, cached.backbone_seconds
+        return replace(cached, backbone_seconds=passes[0], cached_seconds=passes[1])
+
+    def _samples(self, state: State, refresh: str | None, iteration: int) -> list[Any]:
+        """The images of a race before an AR iteration, which starts from the state's tokens."""
+        options = replace(self._options, refresh=refresh)
+        images = range(len(self._conditions))
+        requests = self._pipe.requests(self._conditions, options, 0, images)
+        samples: list[Any] = list(self._pipe.family.start(requests, Stats()))
+        known = sum(samples[0].counts[:iteration])
+        for sample in samples:
+            sample.iteration, sample.known = iteration, known
+        samples[0].cohort.arrays["tokens"][: len(state.tokens)] = state.tokens
+        return samples
+
+    def _step(self, samples: list[Any], state: State) -> Lap:
+        """An AR iteration of the images, with all that it does to caches."""
+        tokens, stats = samples[0].cohort.arrays["tokens"], Stats()
+        known = len(state.tokens)
+        tokens[:known] = state.tokens
+        start = time.perf_counter()
+        self._pipe.family.step(samples, stats)
+        whole, head = time.perf_counter() - start, stats.seconds["head"]
+        sampled = tokens[known : known + state.count].reshape(-1, tokens.shape[2]).copy()
+        return Lap(whole - head - stats.seconds["noise"], head, sampled)
+
+
+Contender = Official | Plans
 
 
 def session_of(pipe: Pipeline, role: Role) -> Session:
@@ -195,7 +203,7 @@ def session_of(pipe: Pipeline, role: Role) -> Session:
 
 
 def class_labels(batch: int) -> list[int]:
-    """The classes that are drawn; which ones makes no difference."""
+    """The classes of the images; which ones makes no difference."""
     return [image % 2 for image in range(batch)]
 
 

@@ -7,7 +7,7 @@ halves are doubled rows. Keys and values of finished scales and clusters are kep
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -31,39 +31,34 @@ from disa.runtime.sampling.flow import FlowTable, euler_maruyama_table, euler_ta
 from disa.runtime.sampling.noise import PhiloxNoise, noise_of
 from disa.runtime.stats import Stats
 
-from ..records import moment, new_record
-from .contenders import Lap, class_labels
-from .race import Record, result_of
+from ..records import Record, new_record
+from .contenders import ALL_FULL, Lap, class_labels
+from .race import compared, finished
 
 Caches = tuple[Tensor, Tensor]
 Noises = Sequence[PhiloxNoise]
 
 
 class FlowARLoop:
-    """FlowAR: scale after scale, Euler steps with the flow head."""
+    """FlowAR: scale after scale, Euler steps with the flow head.
+
+    Attributes:
+        tokens: tokens of each scale.
+        first_guided: the first scale with an unconditional half.
+        table: makes the table of a number of steps.
+    """
+
+    first_guided, table = 0, staticmethod(euler_table)
 
     def __init__(self, model: flowar.FlowAR) -> None:
         self.config, self.head = model.config, model.flownet
-        self.iterations = len(model.config.scales)
+        self.tokens = [side * side for side in model.config.scales]
         self._modulation = flowar.ClassModulation(model)
         self._backbone = flowar.Backbone(model)
         # The bare condition: what the head makes of it is the head's work at every step.
         self._backbone.cond_embed, self._backbone.crossed = nn.Identity(), None  # type: ignore[assignment]
         self._rotary = flowar.scale_rotary(model.config, HEAD_DIM)
-        self._places = torch.tensor([0, *(side * side for side in model.config.scales)]).cumsum(0)
-
-    def table(self, options: FlowOptions, index: int) -> FlowTable:
-        """The steps of a scale."""
-        return euler_table(options.step_schedule.steps(index, self.iterations))
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """Tokens of a scale, and channels."""
-        return self.config.scales[index] ** 2, self.config.vae_embed_dim
-
-    def guided(self, options: FlowOptions, index: int) -> bool:
-        """Whether a scale has an unconditional half."""
-        del index
-        return options.guided
+        self._places = torch.tensor([0, *self.tokens]).cumsum(0)
 
     def condition(self, index: int, done: Sequence[Tensor], classes: Tensor, past: Any) -> Any:
         """The condition z [guidance, batch, tokens, width] and the caches after it."""
@@ -96,29 +91,21 @@ class FlowARLoop:
         """Guidance of a step at a flow time."""
         assert isinstance(options, FlowAROptions)
         late = moment <= options.guidance_interval
-        return options.guidance(index, self.iterations) if late else 1.0
+        return options.guidance(index, len(self.tokens)) if late else 1.0
 
 
 class XARLoop:
-    """xAR: cluster after cluster, Euler-Maruyama steps with the whole transformer."""
+    """xAR: cluster after cluster, Euler-Maruyama steps with the whole transformer.
+
+    Attributes: see `FlowARLoop`; a cluster is what a scale is there.
+    """
+
+    first_guided, table = 1, staticmethod(euler_maruyama_table)
 
     def __init__(self, model: xar.XAR) -> None:
-        self.config, self.iterations = model.config, CLUSTERS
+        self.config, self.tokens = model.config, [model.config.cluster_tokens] * CLUSTERS
         self._modulation = xar.TimestepModulation(model)
         self._prefill, self._network = xar.Prefill(model), xar.StepNetwork(model)
-
-    def table(self, options: FlowOptions, index: int) -> FlowTable:
-        """The steps of a cluster."""
-        return euler_maruyama_table(options.step_schedule.steps(index, self.iterations))
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """Tokens of a cluster, and channels."""
-        del index
-        return self.config.cluster_tokens, self.config.vae_embed_dim
-
-    def guided(self, options: FlowOptions, index: int) -> bool:
-        """Whether a cluster has an unconditional half; the first has none."""
-        return options.guided and index > 0
 
     def condition(self, index: int, done: Sequence[Tensor], classes: Tensor, past: Any) -> Caches:
         """The caches of the clusters before."""
@@ -139,7 +126,7 @@ class XARLoop:
     def scale(self, options: FlowOptions, index: int, moment: float) -> float:
         """Guidance of a step."""
         del moment
-        return options.guidance(index, self.iterations)
+        return options.guidance(index, len(self.tokens))
 
     def _modulations(self, timestep: Tensor, classes: Tensor) -> Tensor:
         rows = classes.flatten()
@@ -154,10 +141,16 @@ class XARLoop:
 class OfficialImage:
     """A loop in PyTorch, in fp32 or under autocast; a contender for whole images."""
 
+    full_passes = ALL_FULL
+
     def __init__(
         self, name: str, loop: FlowARLoop | XARLoop, dtype: torch.dtype | None = None
     ) -> None:
         self.name, self.loop, self._dtype = name, loop, dtype
+
+    def table(self, options: FlowOptions, index: int) -> FlowTable:
+        """The denoising steps of an AR iteration."""
+        return self.loop.table(options.step_schedule.steps(index, len(self.loop.tokens)))
 
     def image(self, options: Any, labels: Sequence[int], noises: Noises) -> list[Lap]:
         """Every AR iteration of a batch."""
@@ -166,10 +159,10 @@ class OfficialImage:
         laps = []
         cast = torch.autocast("cpu", self._dtype) if self._dtype else nullcontext()
         with torch.no_grad(), cast, fused_attention():
-            for index in range(loop.iterations):
-                table, shape = loop.table(options, index), loop.shape(index)
+            for index, tokens in enumerate(loop.tokens):
+                table, shape = self.table(options, index), (tokens, loop.config.vae_embed_dim)
                 noise = torch.from_numpy(noise_of(noises, index, 1 + len(table), shape))
-                classes = every[: 1 + loop.guided(options, index)]
+                classes = every[: 1 + (options.guided and index >= loop.first_guided)]
                 start = time.perf_counter()
                 state = loop.condition(index, done, classes, state)
                 middle = time.perf_counter()
@@ -198,6 +191,8 @@ class OfficialImage:
 class PlanImage:
     """A plan on an engine, by the loop that users run; a contender for whole images."""
 
+    full_passes = ALL_FULL
+
     def __init__(self, name: str, pipe: Pipeline) -> None:
         self.name, self._family = name, pipe.family
 
@@ -223,46 +218,19 @@ def race_images(
     rounds: int,
 ) -> Record:
     """Time whole images of every contender in turn, as JSON; medians of the rounds count."""
-    loop, contenders = official[0].loop, list[OfficialImage | PlanImage]([*official, *plans])
-    record, start = new_record("official_loop"), time.perf_counter()
+    contenders: list[OfficialImage | PlanImage] = [*official, *plans]
+    record, laps = new_record("official_loop"), list[dict[str, Any]]()
     labels, noises = class_labels(batch), [PhiloxNoise(0, i) for i in range(batch)]
-    laps = []
+    every = range(len(official[0].loop.tokens))
     with progress_bar(rounds + 1, "racing", "image") as advance:
         for turn in range(rounds + 1):
             taken = {each.name: each.image(options, labels, noises) for each in contenders}
             advance(1)
-            first = taken[official[0].name]
-            # The first turn is a warm-up.
-            laps += [
-                {"iteration": index}
-                | {name: _lap(of[index], first[index]) for name, of in taken.items()}
-                for index in range(loop.iterations if turn else 0)
-            ]
-    steps = [len(loop.table(options, index)) for index in range(loop.iterations)]
-    measured = list(range(loop.iterations))
-    record["machine"]["load_after"] = moment()["load"]
-    return record | {
-        "batch_size": batch,
-        "iterations": loop.iterations,
-        "schedule": str(options.step_schedule),
-        "guided": options.guided,
-        "measured": measured,
-        "rounds": rounds,
-        "steps": steps,
-        "contenders": {
-            each.name: result_of(each.name, laps, measured, steps, batch) for each in contenders
-        },
-        "seconds": time.perf_counter() - start,
-    }
-
-
-def _lap(lap: Lap, first: Lap) -> Mapping[str, float]:
-    worst = np.abs(lap.sampled - first.sampled).max() / np.abs(first.sampled).max()
-    return {
-        "backbone": lap.backbone_seconds,
-        "head": lap.head_seconds,
-        "difference": float(worst),
-    }
+            if turn == 0:
+                continue  # A warm-up.
+            laps += [compared(i, {name: of[i] for name, of in taken.items()}) for i in every]
+    steps = [len(official[0].table(options, index)) for index in every]
+    return finished(record, contenders, laps, options, steps, every, batch, rounds)
 
 
 def empty_caches(config: Any, classes: Tensor) -> Caches:

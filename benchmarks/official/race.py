@@ -1,7 +1,6 @@
 """A race: contenders compute the same AR iterations in turn, and may go on later."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from disa.errors import DisaError
 from disa.progress import progress_bar
 from disa.runtime.families.masked.options import MaskedOptions
 from disa.runtime.families.masked.partition import prediction_counts
+from disa.runtime.families.options import SamplingOptions
 from disa.runtime.sampling.noise import PhiloxNoise, noise_of
 from disa.runtime.sampling.refresh import RefreshPlan
 
-from ..records import moment, new_record
-from .contenders import ALL_FULL, Contender, State, class_labels
+from ..records import Record, moment, new_record
+from .contenders import ALL_FULL, Contender, Lap, State, class_labels
 
 Laps = list[dict[str, Any]]
 """`iteration`, and by contender seconds (`backbone`, `cached`, `head`) and the `difference`."""
-Record = dict[str, Any]
 
 
 class Progress:
@@ -79,7 +78,7 @@ def race(
         rounds: how often each is measured; medians count.
         progress: laps of an earlier run of this race, which are not measured again.
     """
-    record, start = new_record("official_loop"), time.perf_counter()
+    record = new_record("official_loop")
     progress = progress or Progress(None, {})
     noises = [PhiloxNoise(0, image) for image in range(batch)]
     known = np.random.default_rng(0).standard_normal((tokens, batch, channels), np.float32)
@@ -94,36 +93,59 @@ def race(
             advance(1)
             if turn == 0:
                 continue  # A warm-up.
-            first = taken[contenders[0].name].sampled
-            lap = {
-                name: {
-                    "backbone": lap.backbone_seconds,
-                    "cached": lap.cached_seconds,
-                    "head": lap.head_seconds,
-                    "difference": float(np.abs(lap.sampled - first).max() / np.abs(first).max()),
-                }
-                for name, lap in taken.items()
-            }
-            progress.add({"iteration": index, **lap})
+            progress.add(compared(index, taken))
             done = len(state.tokens)
+            first = taken[contenders[0].name].sampled
             known[done : done + state.count] = first.reshape(state.count, batch, channels)
     steps = [len(options.table(index)) for index in range(options.num_iterations)]
+    return finished(record, contenders, progress.laps, options, steps, measured, batch, rounds)
+
+
+def compared(index: int, taken: Mapping[str, Lap]) -> dict[str, Any]:
+    """What an AR iteration took all contenders, as JSON; the first one is the reference."""
+    first = next(iter(taken.values())).sampled
+    lap = {
+        name: {
+            "backbone": lap.backbone_seconds,
+            "cached": lap.cached_seconds,
+            "head": lap.head_seconds,
+            "difference": float(np.abs(lap.sampled - first).max() / np.abs(first).max()),
+        }
+        for name, lap in taken.items()
+    }
+    return {"iteration": index, **lap}
+
+
+def finished(
+    record: Record,
+    contenders: Sequence[Any],
+    laps: Laps,
+    options: SamplingOptions,
+    steps: Sequence[int],
+    measured: Sequence[int],
+    batch: int,
+    rounds: int,
+) -> Record:
+    """The record of a race with its results.
+
+    Args:
+        record: from before the race.
+        contenders: each with a `name` and `full_passes`.
+        steps: denoising steps of all AR iterations.
+    """
     record["machine"]["load_after"] = moment()["load"]
     return record | {
         "batch_size": batch,
-        "iterations": options.num_iterations,
+        "iterations": len(steps),
         "schedule": str(options.step_schedule),
         "guided": options.guided,
         "measured": list(measured),
         "rounds": rounds,
         "steps": [steps[index] for index in measured],
         "contenders": {
-            contender.name: result_of(
-                contender.name, progress.laps, measured, steps, batch, contender.full_passes
-            )
-            for contender in contenders
+            each.name: result_of(each.name, laps, measured, steps, batch, each.full_passes)
+            for each in contenders
         },
-        "seconds": time.perf_counter() - start,
     }
 
 
@@ -135,10 +157,7 @@ def result_of(
     batch: int,
     full_passes: RefreshPlan = ALL_FULL,
 ) -> dict[str, Any]:
-    """What a contender took: medians of each measured iteration, and the whole image.
-
-    The image is left out where its first or its last iteration was not measured.
-    """
+    """What a contender took: medians of each measured iteration, and the whole image."""
 
     def medians(part: str, indices: Sequence[int]) -> dict[int, float]:
         return {
@@ -150,26 +169,21 @@ def result_of(
     backbone, head = medians("backbone", measured), medians("head", measured)
     cached = medians("cached", sorted(with_cache))
     step = {index: seconds / steps[index] for index, seconds in head.items()}
-    result: dict[str, Any] = {
+    calls = interpolated(backbone, len(steps))
+    if cached:
+        full = [full_passes.is_full(index) for index in range(len(steps))]
+        calls = np.where(full, calls, interpolated(cached, len(steps)))
+    in_backbone = float(calls.sum()) / batch
+    in_head = float((interpolated(step, len(steps)) * steps).sum()) / batch
+    return {
         "backbone_seconds_a_call": list(backbone.values()),
         "head_seconds_a_step": list(step.values()),
         "difference": max(lap[name]["difference"] for lap in laps),
+        **({"cached_seconds_a_call": list(cached.values())} if cached else {}),
+        "seconds_an_image": in_backbone + in_head,
+        "backbone_seconds_an_image": in_backbone,
+        "head_seconds_an_image": in_head,
     }
-    if cached:
-        result["cached_seconds_a_call"] = list(cached.values())
-    if measured[0] == 0 and measured[-1] == len(steps) - 1:
-        full = [full_passes.is_full(index) for index in range(len(steps))]
-        calls = interpolated(backbone, len(steps))
-        if not all(full):
-            calls = np.where(full, calls, interpolated(cached, len(steps)))
-        in_backbone = float(calls.sum()) / batch
-        in_head = float((interpolated(step, len(steps)) * steps).sum()) / batch
-        result |= {
-            "seconds_an_image": in_backbone + in_head,
-            "backbone_seconds_an_image": in_backbone,
-            "head_seconds_an_image": in_head,
-        }
-    return result
 
 
 def interpolated(seconds: Mapping[int, float], count: int) -> npt.NDArray[np.float64]:
@@ -188,7 +202,7 @@ def state_of(
     counts = prediction_counts(tokens, options.num_iterations)
     visible, count = sum(counts[:index]), counts[index]
     table, batch = options.table(index), known.shape[1]
-    draws = noise_of(noises, index, 1 + len(table), (count, known.shape[2]))
+    noise = noise_of(noises, index, 1 + len(table), (count, known.shape[2]))
     return State(
         index=index,
         tokens=known[:visible],
@@ -198,5 +212,5 @@ def state_of(
         table=table,
         scale=options.guidance(min(visible + count, tokens - 1), tokens),
         guided=options.guided,
-        noise=draws.reshape(1 + len(table), count * batch, known.shape[2]),
+        noise=noise.reshape(1 + len(table), count * batch, known.shape[2]),
     )

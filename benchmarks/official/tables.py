@@ -16,16 +16,7 @@ HEADINGS = (
     *("contender", "s/image", "backbone", "head", "ms/backbone call", "ms/head step"),
     *("against fp32", "against bf16", "against fastest official", "difference"),
 )
-ITERATION_HEADINGS = (
-    *("contender", "AR iteration", "backbone ms", "head ms", "together ms"),
-    *("against fp32", "against bf16", "against fastest official", "difference"),
-)
 FLOOR_HEADINGS = ("precision", "GFLOP/s", "s/image at least", "against fp32", "against bf16")
-
-
-def has_images(record: Record) -> bool:
-    """Whether a race says what whole images take, and not only some AR iterations."""
-    return all("seconds_an_image" in result for result in record["contenders"].values())
 
 
 def race_rows(record: Record) -> list[list[str]]:
@@ -53,26 +44,6 @@ def milliseconds_a_call(result: Mapping[str, Any]) -> str:
     return " / ".join(figure(1000 * float(np.median(part))) for part in parts if part)
 
 
-def iteration_rows(record: Record) -> list[list[str]]:
-    """The cells under ITERATION_HEADINGS: every contender in every measured iteration."""
-    rows = []
-    for place, (index, steps) in enumerate(zip(record["measured"], record["steps"], strict=True)):
-        backbone = {n: r["backbone_seconds_a_call"][place] for n, r in record["contenders"].items()}
-        head = {n: steps * r["head_seconds_a_step"][place] for n, r in record["contenders"].items()}
-        both = {name: backbone[name] + head[name] for name in backbone}
-        rows += [
-            [
-                name,
-                f"{index}, {steps} steps",
-                *(figure(1000 * part[name]) for part in (backbone, head, both)),
-                *factors(both, name),
-                f"{record['contenders'][name]['difference']:.1e}",
-            ]
-            for name in both
-        ]
-    return rows
-
-
 def factors(seconds: Mapping[str, float], name: str) -> list[str]:
     """How many times as fast as official fp32, bf16, and the fastest official way it is."""
     fastest = min(value for other, value in seconds.items() if other.startswith("official"))
@@ -83,9 +54,9 @@ def floor_rows(record: Record) -> list[list[str]]:
     """The cells under FLOOR_HEADINGS: what an image takes at least, and the factors at most.
 
     That is the time of the operations that a guided image cannot do without, at the rate of a
-    large matrix product on the same machine.
+    large matmul on the same machine.
     """
-    if not record.get("flops_an_image"):
+    if "flops_an_image" not in record:
         return []
     results = record["contenders"]
     baselines = [results[name]["seconds_an_image"] for name in (FP32, BF16)]
@@ -100,20 +71,14 @@ def floor_rows(record: Record) -> list[list[str]]:
 def summary(record: Record) -> str:
     """A record for people."""
     machine = record["machine"]
-    if has_images(record):
-        tables = [
-            table(HEADINGS, race_rows(record)),
-            "",
-            table(FLOOR_HEADINGS, floor_rows(record)),
-        ]
-    else:
-        tables = [table(ITERATION_HEADINGS, iteration_rows(record))]
     return "\n".join(
         [
             f"{record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
             f"{record['schedule']}: {len(record['measured'])} iterations measured",
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load']} before and "
-            f"{machine['load_after']} after, {record['threads']} threads, {record['clock']} time",
-            *tables,
+            f"{machine['load_after']} after, {record['threads']} threads",
+            table(HEADINGS, race_rows(record)),
+            "",
+            table(FLOOR_HEADINGS, floor_rows(record)),
         ]
     )

@@ -22,7 +22,7 @@ from disa.commands.command import DisaCommand
 from disa.files import read_bytes
 from disa.server.scheduling.policy import Cohorts, JoinAtOnce, OneAtATime, Policy, Static
 
-from ..records import RESULTS, moment
+from ..records import moment
 from .costs import costs
 from .load import (
     Arrival,
@@ -38,6 +38,8 @@ from .soak import soak
 
 UNLOADED = 5
 CLOSED_CLIENTS = 16
+BATCH_WAIT = 0.05
+"""Seconds in which the static policy collects a batch."""
 QUICK, FULL = "quick", "full"
 QUICK_SHARE = 0.75
 """Share of the mixed requests that have a quarter of the AR iterations."""
@@ -64,7 +66,6 @@ def main() -> None:
     show_default=True,
     help="POLICY[-COHORTS]:MAX_IMAGES of a server; may be repeated.",
 )
-@click.option("--wait", default=0.05, show_default=True, help="Batch wait of static, in seconds.")
 @click.option("--capacity-images", default=64, show_default=True, help="Images of the capacity.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def measure(
@@ -76,7 +77,6 @@ def measure(
     rounds: int,
     loads: tuple[float, ...],
     variants: tuple[str, ...],
-    wait: float,
     capacity_images: int,
     record: Path | None,
 ) -> None:
@@ -94,7 +94,7 @@ def measure(
     begun = moment()
     runs: dict[tuple[float, str], list[list[Served]]] = {}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(server(plan, name, wait)) for name in variants}
+        urls = {name: stack.enter_context(server(plan, name)) for name in variants}
         unloaded = {kind: median_unloaded(urls[variants[0]], kinds[kind]) for kind in mix}
         capacities = {
             name: asyncio.run(
@@ -125,7 +125,7 @@ def measure(
         "machine": describe_machine(),
         "versions": describe_versions(),
         "seconds": seconds,
-        "wait": wait,
+        "wait": BATCH_WAIT,
         "unloaded_seconds": unloaded,
         "capacity": capacities,
         "entries": [
@@ -133,8 +133,8 @@ def measure(
             for (load, name), parts in runs.items()
         ],
     }
-    name = f"serving_{plan.stem}{'_mixed' if mixed else ''}.json"
-    write_record(content, record or RESULTS / name)
+    if record:
+        write_record(content, record)
 
 
 def mixed_bodies(
@@ -175,11 +175,18 @@ def rotated(variants: Sequence[str], turn: int) -> list[str]:
 
 
 @contextmanager
-def server(plan: Path, variant: str, wait: float) -> Iterator[str]:
+def server(plan: Path, variant: str) -> Iterator[str]:
     """Start a server with a policy; yields its URL."""
     policy, _, max_images = variant.partition(":")
     policy, _, cohorts = policy.partition("-")
-    options = ["--policy", policy, "--batch-wait", str(wait), "--max-images", max_images or "16"]
+    options = [
+        "--policy",
+        policy,
+        "--batch-wait",
+        str(BATCH_WAIT),
+        "--max-images",
+        max_images or "16",
+    ]
     options += ["--cohorts", cohorts] if cohorts else []
     options += ["--max-queue", "100000", "--request-timeout", "3600", "--warm-up-seconds", "5"]
     with server_process(plan, options) as (url, _):
@@ -196,7 +203,7 @@ def median_unloaded(url: str, options: Mapping[str, Any]) -> float:
 @click.option("--requests", default=1000, show_default=True)
 @click.option("--mixed", is_flag=True, help="Most requests have a quarter of the iterations.")
 @click.option("--max-images", default=64, show_default=True)
-@click.option("--costs", type=click.Path(path_type=Path), help="JSON with measured costs.")
+@click.option("--costs", type=click.Path(path_type=Path), help="JSON written by `costs`.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def simulated(
     loads: tuple[float, ...],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import growth
-from benchmarks.growth import draw_growth, grow, growth_rows
+from benchmarks.growth import grow
 from disa.exporter.families.configs.mar import MARConfig
 
 AXES = {"batch_size": (1, 3), "steps": (2, 4), "tokens": (16, 36)}
@@ -32,21 +32,3 @@ def test_work_follows_what_is_varied(
     assert work["steps"][2] < work["steps"][4] < 2 * work["steps"][2]
     assert work["tokens"][16] == pytest.approx(work["steps"][4])
     assert all(entry["seconds"] > 0 for entries in record["axes"].values() for entry in entries)
-
-
-def entry(value: int, seconds: float) -> dict[str, object]:
-    parts = {"backbone": seconds / 2, "head": seconds / 4, "host": seconds / 4}
-    return {"value": value, "seconds": seconds, "parts": parts, "flops": 1e9 * value}
-
-
-def test_rows() -> None:
-    record = {"axes": {"steps": [entry(5, 0.5)]}}
-    assert growth_rows(record) == [
-        ["denoising steps", "5", "0.5", "5", "10", "0.25", "0.125", "0.125"]
-    ]
-
-
-def test_chart(tmp_path: Path) -> None:
-    record = {"axes": {"steps": [entry(5, 0.5), entry(10, 1.5)], "tokens": [entry(16, 1.0)]}}
-    draw_growth(record, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").stat().st_size > 1000

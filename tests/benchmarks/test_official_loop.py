@@ -1,79 +1,65 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from benchmarks import official_loop
 from benchmarks.official.contenders import BF16, FP32
-from benchmarks.official_loop import chosen_iterations, main
-from disa.errors import DisaError
 from disa.exporter.checkpoints.checkpoint import open_checkpoint
+from disa.exporter.families.configs.mar import configure
 from disa.exporter.random_weights import FAMILY_OF_SIZE
 
 from ..conftest import GOLDEN, ExportGolden
 
-
-def test_iterations_to_measure() -> None:
-    assert chosen_iterations(64, 32, None) == [0, 32, 63]
-    assert chosen_iterations(64, 1, "32,0") == [0, 32]
-    for at in ("64", "-1", "x", ""):
-        with pytest.raises(DisaError, match="--at"):
-            chosen_iterations(64, 1, at)
+Race = Callable[..., Result]
 
 
-def test_the_command(pixel_checkpoint: Path, pixel_plan: Path, tmp_path: Path) -> None:
-    output = tmp_path / "race.json"
-    options = ["--checkpoint", str(pixel_checkpoint), "--plan", str(pixel_plan)]
-    options += ["--iterations", "5", "--steps", "3:2", "--every", "3", "--threads", "1"]
-    options += ["--no-compiled"]
-    result = CliRunner().invoke(main, [*options, "--json", str(output)])
+@pytest.fixture
+def race(monkeypatch: pytest.MonkeyPatch, pixel_checkpoint: Path, tmp_path: Path) -> Race:
+    """Runs the command on small weights; its record is race.json."""
+
+    def invoke(*options: str, shapes: str = "mar_b", weights: Any = None) -> Result:
+        if weights is None:
+            opened = open_checkpoint(pixel_checkpoint)
+            weights = configure(opened.state, None, opened.args), dict(opened.state)
+        monkeypatch.setattr(official_loop, "official_config", lambda _: weights[0])
+        monkeypatch.setattr(official_loop, "random_state", lambda _: weights[1])
+        output = tmp_path / "race.json"
+        arguments = ["--shapes", shapes, "--threads", "1", *options, "--json", str(output)]
+        return CliRunner().invoke(official_loop.main, arguments)
+
+    return invoke
+
+
+def test_a_plan_is_raced_with_and_without_a_cache(
+    race: Race, remembering_pixels: Path, tmp_path: Path
+) -> None:
+    options = ["--plan", str(remembering_pixels), "--iterations", "5", "--steps", "3:2"]
+    options += ["--every", "3", "--no-compiled", "--refresh", "2:1"]
+    result = race(*options)
     assert result.exit_code == 0, result.output
     assert "disa cpu" in result.output
-    record = json.loads(output.read_text())
+    record = json.loads((tmp_path / "race.json").read_text())
     assert record["measured"] == [0, 3, 4]
-    assert record["command"] == " ".join(
-        [
-            f"python -m benchmarks.official_loop --checkpoint {pixel_checkpoint}",
-            f"--plan {pixel_plan.name} --no-compiled --iterations 5 --steps 3:2 --threads 1",
-            "--every 3",
-        ]
+    assert record["command"] == (
+        f"python -m benchmarks.official_loop --shapes mar_b --plan {remembering_pixels.name} "
+        "--no-compiled --refresh 2:1 --iterations 5 --steps 3:2 --threads 1 --every 3"
     )
-    assert record["contenders"].keys() == {FP32, BF16, "disa cpu"}
+    contenders = record["contenders"]
+    assert contenders.keys() == {FP32, BF16, "disa cpu", "disa cpu refresh 2:1"}
+    assert contenders["disa cpu"]["difference"] < 1e-4
+    assert len(contenders["disa cpu refresh 2:1"]["backbone_seconds_a_call"]) == 3
+    # None in the first iteration.
+    assert len(contenders["disa cpu refresh 2:1"]["cached_seconds_a_call"]) == 2
 
 
-def test_the_command_races_a_backbone_that_remembers(
-    pixel_checkpoint: Path, remembering_pixels: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "race.json"
-    options = ["--checkpoint", str(pixel_checkpoint), "--plan", str(remembering_pixels)]
-    options += ["--iterations", "5", "--steps", "3:2", "--every", "3", "--threads", "1"]
-    options += ["--no-compiled", "--refresh", "2:1"]
-    result = CliRunner().invoke(main, [*options, "--json", str(output)])
-    assert result.exit_code == 0, result.output
-    record = json.loads(output.read_text())
-    contender = record["contenders"]["disa cpu refresh 2:1"]
-    assert len(contender["backbone_seconds_a_call"]) == 3
-    assert len(contender["cached_seconds_a_call"]) == 2  # None in the first iteration.
-    result = CliRunner().invoke(main, [*options, "--clock", "cpu"])
-    assert result.exit_code == 1
-    assert "leave out --clock cpu" in result.output
-
-
-def test_refresh_without_a_cached_backbone_is_refused(
-    pixel_checkpoint: Path, pixel_plan: Path
-) -> None:
-    options = ["--checkpoint", str(pixel_checkpoint), "--plan", str(pixel_plan)]
-    result = CliRunner().invoke(main, [*options, "--refresh", "9:5"])
+def test_refresh_without_a_cached_backbone_is_refused(race: Race, pixel_plan: Path) -> None:
+    result = race("--plan", str(pixel_plan), "--refresh", "9:5")
     assert result.exit_code == 1
     assert "no plan has a cached backbone" in result.output
-
-
-def test_the_command_needs_weights() -> None:
-    result = CliRunner().invoke(main, [])
-    assert result.exit_code == 2
-    assert "--shapes" in result.output
 
 
 @pytest.mark.parametrize(
@@ -89,9 +75,9 @@ def test_every_family_is_raced(
     name: str,
     shapes: str,
     options: list[str],
+    race: Race,
     golden_plan: ExportGolden,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The plain loops compute what the plan computes, all iterations one after the other."""
     opened = open_checkpoint(GOLDEN / name / "checkpoint.pth")
@@ -101,21 +87,17 @@ def test_every_family_is_raced(
     state = {
         n: tensor.float() for n, tensor in opened.state.items() if not family.unused_at_inference(n)
     }
-    monkeypatch.setattr(official_loop, "official_config", lambda _: config)
-    monkeypatch.setattr(official_loop, "random_state", lambda _: state)
-    monkeypatch.setattr(official_loop, "random_plan", lambda _: golden_plan(name))
-    output = tmp_path / "race.json"
-    arguments = ["--shapes", shapes, "--steps", "5:3", "--threads", "1", *options]
-    result = CliRunner().invoke(main, [*arguments, "--json", str(output)])
+    arguments = ["--plan", str(golden_plan(name)), "--steps", "5:3", *options]
+    result = race(*arguments, shapes=shapes, weights=(config, state))
     assert result.exit_code == 0, result.output
-    record: dict[str, Any] = json.loads(output.read_text())
+    record = json.loads((tmp_path / "race.json").read_text())
     found = record["contenders"]
     assert found.keys() == {FP32, BF16, "disa cpu"}
     assert found["disa cpu"]["difference"] < 1e-4
     assert 1e-4 < found[BF16]["difference"] < 0.5
     assert all(each["seconds_an_image"] > 0 for each in found.values())
     assert record["shapes"] == shapes.replace("0_5b", "0.5b")
-    if name != "harmon":
-        refused = CliRunner().invoke(main, [*arguments, "--every", "2"])
+    if name == "xar":
+        refused = race(*arguments, "--every", "2", shapes=shapes, weights=(config, state))
         assert refused.exit_code == 1
-        assert "leave out --clock" in refused.output
+        assert "leave out --every" in refused.output

@@ -33,7 +33,7 @@ def test_the_schedule_is_fifty_to_five() -> None:
 def test_eager_samples_every_token() -> None:
     torch.set_num_threads(1)
     timer = Timer("cpu", minutes=1)
-    speed = Eager(TINY, timer).speed("tiny", batch=2, iterations=3, compiled=False)
+    speed = Eager(TINY, timer).speed("tiny", batch=2, iterations=3)
     assert speed.seconds_per_image > 0
     assert speed.head_step_ms > 0
     assert timer.left < 60

@@ -1,20 +1,47 @@
 """Every measured page in docs/ says what its record says, and nothing else."""
 
-import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
-from benchmarks.pages.__main__ import DOCS, PAGES
-from benchmarks.pages.serving import line
-from benchmarks.records import RESULTS
+from benchmarks.pages.__main__ import DOCS, PAGES, main, page, read
+from benchmarks.pages.tables import served
+from benchmarks.pages.targets import fastest
 from disa.bench.report import figure
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_made_page_is_that_of_its_records(name: str) -> None:
-    made = PAGES[name](RESULTS)
-    found = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    assert found == made, f"docs/{name}.md is old: run python -m benchmarks.pages --only {name}"
+    made, found = page(name), (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert "<!--" not in made
+    assert found == made, f"docs/{name}.md is old: run python -m benchmarks.pages"
+
+
+def test_pages_and_pictures_are_written(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--docs", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for made in sorted(tmp_path.rglob("*.*")):
+        old = DOCS / made.relative_to(tmp_path)
+        if made.suffix == ".md":
+            assert made.read_bytes() == old.read_bytes()
+        else:
+            assert Image.open(made).size == Image.open(old).size
+    assert len(list(tmp_path.rglob("*.*"))) == 6
+
+
+def test_the_name_of_a_contender_says_how_it_runs() -> None:
+    names = ["official fp32", "disa cpu", "disa openvino bf16", "disa cpu int8"]
+    names += [f"{name} refresh 9:5" for name in names[1:]]
+    seconds = {name: {"seconds_an_image": place} for place, name in enumerate(names)}
+    ways = [(precision, way) for way in ("", "refresh") for precision in ("", "bf16", "int8")]
+    assert [fastest({"contenders": seconds}, *way) for way in ways] == [1, 2, 3, 4, 5, 6]
+
+
+def lines_of(page: str) -> list[str]:
+    """The lines of a page in docs/ without emphasis."""
+    return (DOCS / page).read_text(encoding="utf-8").replace("**", "").splitlines()
 
 
 README_ROWS = {
@@ -32,21 +59,23 @@ README_ROWS = {
 """The rows of the README's table of MAR-B, and their contenders."""
 
 
+def seconds_of(record: str) -> dict[str, float]:
+    """Seconds an image of the contenders of a race."""
+    contenders = read(record)["contenders"]
+    return {name: result["seconds_an_image"] for name, result in contenders.items()}
+
+
 def test_the_readme_has_the_times_of_their_record() -> None:
-    contenders = json.loads((RESULTS / "mar_b_64.json").read_text())["contenders"]
-    seconds = {name: result["seconds_an_image"] for name, result in contenders.items()}
-    lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("**", "").splitlines()
+    seconds = seconds_of("mar_b_64")
+    lines = lines_of("../README.md")
     for row, name in README_ROWS.items():
         factor = seconds["official bf16 autocast"] / seconds[name]
         assert f"| {row} | {figure(seconds[name])} | {factor:.2f}x |" in lines
 
 
 def test_the_cached_backbone_has_the_times_of_their_records() -> None:
-    records = [
-        json.loads((RESULTS / name).read_text())["contenders"]
-        for name in ("mar_b_64.json", "mar_b_64_batch_8.json")
-    ]
-    lines = (DOCS / "cached-backbone.md").read_text(encoding="utf-8").splitlines()
+    records = [seconds_of(name) for name in ("mar_b_64", "mar_b_64_batch_8")]
+    lines = lines_of("cached-backbone.md")
     for row, name in {
         "fp32, ONNX Runtime": "disa cpu",
         "bf16, OpenVINO": "disa openvino bf16",
@@ -54,33 +83,28 @@ def test_the_cached_backbone_has_the_times_of_their_records() -> None:
         "int8, the rest bf16, OpenVINO": "disa openvino int8",
     }.items():
         cells = [
-            figure(contenders[each]["seconds_an_image"])
-            for contenders in records
-            for each in (name, f"{name} refresh 9:5")
+            figure(seconds[each]) for seconds in records for each in (name, f"{name} refresh 9:5")
         ]
         assert f"| {row} | {' | '.join(cells)} |" in lines
 
 
 def test_the_simulated_servers_are_those_of_their_record() -> None:
-    entries = json.loads((RESULTS / "serving_simulation.json").read_text())["entries"]
-    lines = (DOCS / "serving.md").read_text(encoding="utf-8").splitlines()
-    shown = [each for each in lines if each.startswith(("| 50% |", "| 80% |"))]
+    shown = [each for each in lines_of("serving.md") if each.startswith(("| 50% |", "| 80% |"))]
     assert len(shown) == 10
-    assert set(shown) <= {line(entry) for entry in entries}
+    assert set(shown) <= {served(entry) for entry in read("serving_simulation")["entries"]}
 
 
 def test_the_measured_servers_are_those_of_their_records() -> None:
-    page = (DOCS / "serving.md").read_text(encoding="utf-8")
+    lines = lines_of("serving.md")
     for kind, name in (("equal", "serving_fashion"), ("mixed", "serving_fashion_mixed")):
-        entries = json.loads((RESULTS / f"{name}.json").read_text())["entries"]
+        entries = read(name)["entries"]
         assert len(entries) == 8
         for entry in entries:
-            assert line(entry, f"{kind}, {entry['load']:.0%}") in page
+            assert served(entry, f"{kind}, {entry['load']:.0%}") in lines
 
 
 def test_the_built_engines_are_those_of_their_record() -> None:
-    builds = json.loads((RESULTS / "build_sizes.json").read_text())["builds"]
-    page = (DOCS / "tensorrt.md").read_text(encoding="utf-8")
+    builds, lines = read("build_sizes")["builds"], lines_of("tensorrt.md")
     assert len(builds) == 3
     for build in builds:
         name = build["size"].replace("_", "-").upper()
@@ -89,4 +113,4 @@ def test_the_built_engines_are_those_of_their_record() -> None:
             f"| {name} | {build['build_seconds']} | {build['build_cpu_seconds']} "
             f"| {build['engine_mib']} | {backbone} | {head} | {build['plan_mib']} "
             f"| {build['peak_memory_mib']} |"
-        ) in page
+        ) in lines

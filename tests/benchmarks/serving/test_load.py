@@ -6,17 +6,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.serving.__main__ import main
+from benchmarks.serving import __main__ as serving
 from benchmarks.serving.load import Served, poisson, server_process, summary
 from disa.errors import DisaError
 
 
-def test_servers_are_measured(pixel_plan: Path, tmp_path: Path) -> None:
+def test_servers_are_measured(
+    pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CAPACITY_IMAGES", 4)
     record = tmp_path / "record.json"
     options = ["--server", "join:4", "--load", "0.5", "--rounds", "1", "--seconds", "1"]
-    options += ["--capacity-images", "4", "--iterations", "4", "--steps", "3:2", "--mixed"]
+    options += ["--iterations", "4", "--steps", "3:2", "--mixed"]
     result = CliRunner().invoke(
-        main, ["measure", str(pixel_plan), *options, "--record", str(record)]
+        serving.main, ["measure", str(pixel_plan), *options, "--record", str(record)]
     )
     assert result.exit_code == 0, result.output
     content = json.loads(record.read_text())
