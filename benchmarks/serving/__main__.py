@@ -19,6 +19,7 @@ import numpy as np
 from disa.bench.machine import describe_machine, describe_versions
 from disa.bench.report import write_record
 from disa.commands.command import DisaCommand
+from disa.engines.open import ENGINES
 from disa.files import read_bytes
 from disa.server.scheduling.policy import Cohorts, JoinAtOnce, OneAtATime, Policy, Static
 
@@ -66,6 +67,7 @@ def main() -> None:
     show_default=True,
     help="POLICY[-COHORTS]:MAX_IMAGES of a server; may be repeated.",
 )
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option("--capacity-images", default=64, show_default=True, help="Images of the capacity.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def measure(
@@ -77,6 +79,7 @@ def measure(
     rounds: int,
     loads: tuple[float, ...],
     variants: tuple[str, ...],
+    engine: str,
     capacity_images: int,
     record: Path | None,
 ) -> None:
@@ -94,7 +97,7 @@ def measure(
     begun = moment()
     runs: dict[tuple[float, str], list[list[Served]]] = {}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(server(plan, name)) for name in variants}
+        urls = {name: stack.enter_context(server(plan, name, engine)) for name in variants}
         unloaded = {kind: median_unloaded(urls[variants[0]], kinds[kind]) for kind in mix}
         capacities = {
             name: asyncio.run(
@@ -124,6 +127,7 @@ def measure(
         "ended": moment(),
         "machine": describe_machine(),
         "versions": describe_versions(),
+        "engine": engine,
         "seconds": seconds,
         "wait": BATCH_WAIT,
         "unloaded_seconds": unloaded,
@@ -175,18 +179,12 @@ def rotated(variants: Sequence[str], turn: int) -> list[str]:
 
 
 @contextmanager
-def server(plan: Path, variant: str) -> Iterator[str]:
-    """Start a server with a policy; yields its URL."""
+def server(plan: Path, variant: str, engine: str) -> Iterator[str]:
+    """Start a server with a policy on an engine; yields its URL."""
     policy, _, max_images = variant.partition(":")
     policy, _, cohorts = policy.partition("-")
-    options = [
-        "--policy",
-        policy,
-        "--batch-wait",
-        str(BATCH_WAIT),
-        "--max-images",
-        max_images or "16",
-    ]
+    options = ["--engine", engine, "--policy", policy, "--batch-wait", str(BATCH_WAIT)]
+    options += ["--max-images", max_images or "16"]
     options += ["--cohorts", cohorts] if cohorts else []
     options += ["--max-queue", "100000", "--request-timeout", "3600", "--warm-up-seconds", "5"]
     with server_process(plan, options) as (url, _):
