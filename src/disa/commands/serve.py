@@ -48,7 +48,13 @@ def server_options(command: Command) -> Command:
     show_default=True,
     help="Port to listen at; 0 selects a free one.",
 )
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="Engine of the graphs; auto selects the one to which changing batches cost least.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option(
     "--api-key-file",

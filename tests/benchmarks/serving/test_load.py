@@ -11,13 +11,10 @@ from benchmarks.serving.load import Served, poisson, server_process, summary
 from disa.errors import DisaError
 
 
-def test_servers_are_measured(
-    pixel_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving, "CAPACITY_IMAGES", 4)
+def test_servers_are_measured(pixel_plan: Path, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     options = ["--server", "join:4", "--load", "0.5", "--rounds", "1", "--seconds", "1"]
-    options += ["--iterations", "4", "--steps", "3:2", "--mixed"]
+    options += ["--iterations", "4", "--steps", "3:2", "--mixed", "--capacity-images", "4"]
     result = CliRunner().invoke(
         serving.main, ["measure", str(pixel_plan), *options, "--record", str(record)]
     )
