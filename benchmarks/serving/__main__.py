@@ -2,6 +2,7 @@
 
 python -m benchmarks.serving measure engines/fashion.plan --seconds 60
 python -m benchmarks.serving simulate --head-launch 1e-4
+python -m benchmarks.serving costs engines/fashion.plan -o costs.json
 python -m benchmarks.serving soak engines/fashion.plan --minutes 60
 """
 

@@ -3,12 +3,13 @@
 import asyncio
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -68,24 +69,32 @@ def server_process(
     """
     code = "from disa.commands.serve import main; main()"
     command = [sys.executable, "-c", code, str(plan), "--port", "0", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise DisaError(f"the server did not start: try disa-serve {plan}")
+                raise DisaError(f"the server did not start: {last_line(log)}")
             url, end = line.split()[1].rstrip("/"), time.monotonic() + START_SECONDS
             while not _ready(url):
                 if process.poll() is not None:
-                    raise DisaError(f"the server ended before it was ready: try disa-serve {plan}")
+                    raise DisaError(f"the server ended before it was ready: {last_line(log)}")
                 if time.monotonic() > end:
                     raise DisaError(f"the server is not ready after {START_SECONDS} seconds")
                 time.sleep(0.2)
             yield url, process
         finally:
             process.kill()
+
+
+def last_line(log: IO[str]) -> str:
+    """The last line that a server wrote, which says why it ended."""
+    log.seek(0)
+    lines = log.read().splitlines()
+    return lines[-1] if lines else "it did not say why"
 
 
 def _ready(url: str) -> bool:

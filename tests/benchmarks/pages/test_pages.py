@@ -92,6 +92,9 @@ def test_the_simulated_servers_are_those_of_their_record() -> None:
     shown = [each for each in lines_of("serving.md") if each.startswith(("| 50% |", "| 80% |"))]
     assert len(shown) == 10
     assert set(shown) <= {served(entry) for entry in read("serving_simulation")["entries"]}
+    for kind, name in (("equal", "fashion"), ("mixed", "fashion_mixed")):
+        for entry in read(f"serving_simulation_{name}")["entries"]:
+            assert served(entry, kind) in lines_of("serving.md")
 
 
 def test_the_measured_servers_are_those_of_their_records() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -28,7 +29,17 @@ def test_servers_are_measured(pixel_plan: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(DisaError, match="did not start"), server_process(tmp_path / "no.plan", []):
+    missing = tmp_path / "no.plan"
+    with pytest.raises(DisaError, match=r"start: .*no\.plan"), server_process(missing, []):
+        pass
+
+
+def test_a_server_that_ends_says_why(golden_plan: Any) -> None:
+    options = ["--engine", "cpu", "--warm-up-seconds", "0"]
+    with (
+        pytest.raises(DisaError, match="no decoder to pixels"),
+        server_process(golden_plan("mar"), options),
+    ):
         pass
 
 
