@@ -29,6 +29,8 @@ def test_all_metrics(inception_weights: Path, tmp_path: Path) -> None:
         batch_size=8,
         cache=False,
         verbose=False,
+        # Without it four processes are forked, from one that has threads.
+        save_cpu_ram=True,
     )
     extractor = Inception(inception_weights, features="192")
     found = evaluate(
