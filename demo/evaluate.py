@@ -6,6 +6,7 @@ alternate batch by batch, so that changes of the machine's speed affect all equa
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -261,6 +262,7 @@ def save_grid(runs: Sequence[ScheduleRun], path: Path) -> None:
 @click.option("--engine", default="auto", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), default=fashion_mnist.FOLDER)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("outputs/evaluation"))
+@click.option("--resume", is_flag=True, help="Continue an interrupted evaluation by the same code.")
 def main(
     plans: tuple[Path, ...],
     num: int,
@@ -277,6 +279,7 @@ def main(
     engine: str,
     data: Path,
     output: Path,
+    resume: bool,
 ) -> None:
     """Compare schedules on PLANS of the demo model by cost, accuracy and Fréchet distance."""
     options = {
@@ -293,7 +296,7 @@ def main(
         for schedule in schedules or SCHEDULES
         for refresh in refreshes or ("none",)
     ]
-    evaluate(runs, num, batch_size, options, engine, threads, data, output)
+    evaluate(runs, num, batch_size, options, engine, threads, data, output, resume)
 
 
 def evaluate(
@@ -305,10 +308,11 @@ def evaluate(
     threads: int | None,
     data: Path,
     output: Path,
+    resume: bool = False,
 ) -> None:
     """Generate images, measure their quality, and write OUTPUT.md, .json and .png.
 
-    Batches are kept in the folder OUTPUT.batches: the same evaluation continues with them.
+    Batches are kept in the folder OUTPUT.batches until the result is written.
 
     Args:
         runs: the schedules; the first one is the baseline of the speed-up.
@@ -318,6 +322,7 @@ def evaluate(
         threads: CPU threads; None for all cores.
         data: folder of the data set.
         output: path of the result without a suffix.
+        resume: continue with the kept batches of an interrupted evaluation by the same code.
     """
     plans = {run.plan: None for run in runs}
     pipelines = {plan: Pipeline.from_plan(plan, engine, threads=threads) for plan in plans}
@@ -329,7 +334,10 @@ def evaluate(
     classifier = load_classifier()
     moments, real = real_quality(classifier, num, data)
     labels = spread_classes(num)
-    kept = KeptBatches(output.with_suffix(".batches"))
+    batches = output.with_suffix(".batches")
+    if not resume:
+        shutil.rmtree(batches, ignore_errors=True)
+    kept = KeptBatches(batches)
     generate(pipelines, runs, labels, batch_size, options, kept)
     rows = []
     for run in runs:
@@ -350,6 +358,7 @@ def evaluate(
     }
     output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     save_grid(runs, output.with_suffix(".png"))
+    shutil.rmtree(batches, ignore_errors=True)
     click.echo(text)
     click.echo(f"written: {output}.md, .json and .png")
 

@@ -177,6 +177,7 @@ def evaluate_autoencoder(data: Path, count: int) -> dict[str, float]:
 @click.option("--data", type=click.Path(path_type=Path), default=fashion_mnist.FOLDER)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("outputs/observations"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS)
+@click.option("--resume", is_flag=True, help="Continue an interrupted evaluation by the same code.")
 def main(
     families: tuple[str, ...],
     num: int,
@@ -186,9 +187,10 @@ def main(
     data: Path,
     work: Path,
     output: Path,
+    resume: bool,
 ) -> None:
     """Measure FAMILIES (default: all); writes OUTPUT/FAMILY.json, and plans and plots to WORK."""
-    settings = {"batch_size": batch_size, "threads": threads, "data": data}
+    settings = {"batch_size": batch_size, "threads": threads, "data": data, "resume": resume}
     output.mkdir(parents=True, exist_ok=True)
     for family in families or ("vae", *EXPORTS):
         if family == "vae":

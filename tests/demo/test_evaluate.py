@@ -73,6 +73,9 @@ def test_the_result_has_a_table_numbers_and_images(
         evaluate.Pipeline, "from_plan", lambda *_, **__: FakePipeline("fixed"), raising=True
     )
     output = tmp_path / "results" / "demo"
+    old = output.with_suffix(".batches") / "old.npz"
+    old.parent.mkdir(parents=True)
+    old.touch()
     evaluate.evaluate(
         [evaluate.ScheduleRun(Path("a.plan"), each) for each in ("fixed 50", "linear 50:5")],
         num=40,
@@ -83,6 +86,7 @@ def test_the_result_has_a_table_numbers_and_images(
         data=tmp_path,
         output=output,
     )
+    assert not old.parent.exists()
     lines = output.with_suffix(".md").read_text().splitlines()
     assert len(lines) == 5
     assert lines[2].startswith("| fixed 50 | 10 | 2.0 | 8.0 | 1.00x |")
