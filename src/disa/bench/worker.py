@@ -16,7 +16,7 @@ from ..engines.plan.traits import Role
 from ..errors import DisaError
 from ..optional import is_memory_failure
 from ..runtime.families.options import canonical_defaults
-from ..runtime.pipeline import Pipeline
+from ..runtime.pipeline import Pipeline, check_finite
 from ..runtime.stats import Stats
 from .machine import matrix_rate, peak_memory, reset_peak_memory
 from .variant import Variant
@@ -192,7 +192,8 @@ def _generate(pipe: Pipeline, variant: Variant, seed: int) -> BatchCost:
     stats = Stats()
     reset_peak_memory()
     start = time.process_time()
-    pipe.generate(pipe.requests(conditions, options, seed, range(len(conditions))), stats)
+    requests = pipe.requests(conditions, options, seed, range(len(conditions)))
+    check_finite(pipe.generate(requests, stats))
     used = time.process_time() - start
     return BatchCost(dict(stats.seconds), used, stats.head_calls, stats.head_rows, peak_memory())
 
