@@ -3,6 +3,7 @@
     python -m benchmarks.random_plan mar_b -o mar_b.plan
     python -m benchmarks.random_plan mar_b --precision int8 --cached-backbone -o mar_b_int8.plan
     python -m benchmarks.random_plan xar_b --precision fp16 -o xar_b.plan
+    python -m benchmarks.random_plan mar_b --vae-width 128 -o mar_b_pixels.plan
 
 The weights are those of `benchmarks.official_loop --shapes`.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from disa.calibration.quantization.options import QuantizeOptions
 from disa.calibration.quantization.qdq import Format
@@ -28,7 +30,9 @@ from disa.exporter.random_weights import (
     family_of,
     official_config,
     random_checkpoint,
+    random_tensors,
 )
+from disa.exporter.vae.decoder import KLConfig, KLDecoder
 from disa.runtime.families.registry import OPTIONS
 from disa.scratch import scratch_folder
 
@@ -54,6 +58,8 @@ TINY = MARConfig(
 CALIBRATION: Mapping[str, Any] = {"num_iterations": 4, "steps": "6:3"}
 """How the images are generated that int8 and fp8 take their ranges from; the plan's defaults too.
 Families whose number of AR iterations is fixed take the steps only."""
+KL16_FACTORS = (1, 1, 2, 2, 4)
+"""Widths of KL-16's maps, the finest first, relative to that one."""
 CALIBRATION_IMAGES = 4
 CALIBRATION_PROMPTS = ("a dog", "a red car")
 
@@ -67,11 +73,18 @@ CALIBRATION_PROMPTS = ("a dog", "a red car")
     show_default=True,
 )
 @click.option("--cached-backbone", is_flag=True, help="With the graphs of --refresh.")
+@click.option(
+    "--vae-width",
+    type=int,
+    help="With a decoder to pixels whose finest map has these channels; KL-16 has 128.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(size: str, precision: str, cached_backbone: bool, output: Path) -> None:
+def main(
+    size: str, precision: str, cached_backbone: bool, vae_width: int | None, output: Path
+) -> None:
     """Make a plan of an official SIZE with random weights."""
     report = partial(click.echo, err=True)
-    write_plan(official_config(size), precision, output, report, cached_backbone)
+    write_plan(official_config(size), precision, output, report, cached_backbone, vae_width)
 
 
 def config_of(size: str) -> Any:
@@ -85,8 +98,13 @@ def write_plan(
     path: Path,
     report: Callable[[str], object] = lambda stage: None,
     cached_backbone: bool = False,
+    vae_width: int | None = None,
 ) -> Path:
-    """Export a model of that configuration with random weights to a plan at `path`."""
+    """Export a model of that configuration with random weights to a plan at `path`.
+
+    Args:
+        vae_width: channels of the finest map of a decoder to pixels; without one if None.
+    """
     reads_text = family_of(config).READS_TEXT
     with scratch_folder(path) as folder:
         checkpoint, full = folder / f"{path.stem}.pth", folder / path.name
@@ -98,6 +116,7 @@ def write_plan(
             # TINY's heads are not those of an official size, and tensors do not show them.
             "config": asdict(config) if isinstance(config, MARConfig) else None,
             "tokenizer": byte_tokenizer(folder) if reads_text else None,
+            "vae": vae_width and random_vae(folder / "vae.ckpt", vae_width),
         }
         if precision in QUANTIZED:
             export(checkpoint, full, defaults=calibration_of(config), **given)
@@ -109,6 +128,25 @@ def write_plan(
             quantize(full, path, options, report)
         else:
             export(checkpoint, path, precision=precision, **given)
+    return path
+
+
+def random_vae(path: Path, width: int) -> Path:
+    """Write a decoder from 16 channels with random weights, of KL-16's shapes times `width` / 128.
+
+    Raises:
+        DisaError: `width` is not a multiple of 32.
+    """
+    widths = tuple(width * factor for factor in KL16_FACTORS)
+    config = KLConfig(
+        latent_channels=16,
+        inner_channels=16,
+        channels=widths,
+        res_blocks=3,
+        out_channels=3,
+        attention=(len(widths) - 1,),
+    )
+    torch.save(random_tensors(lambda: KLDecoder(config)), path)
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache_folder import cache_folder
 from ..engines.plan import plan as plan_module
@@ -44,14 +44,21 @@ def official_config(size: str) -> Any:
 def random_state(
     config: Any, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """The tensors of a checkpoint for a family's `config`, reproducible for a seed.
+    """The tensors of a checkpoint for a family's `config`, reproducible for a seed."""
+    return random_tensors(lambda: family_of(config).Model(config), seed, dtype)
+
+
+def random_tensors(
+    build: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Tensors for the module that `build` makes, reproducible for a seed.
 
     Matrices and tables are normal with standard deviation 0.02, norms are identities and biases are
     zero, so that every layer has an effect and values stay in the usual range.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        shapes = family_of(config).Model(config).state_dict()
+        shapes = build().state_dict()
     state = {name: torch.empty(like.shape, dtype=dtype) for name, like in shapes.items()}
     for name, tensor in state.items():
         if tensor.ndim > 1:

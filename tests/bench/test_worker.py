@@ -1,13 +1,18 @@
+import multiprocessing
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from disa.bench.variant import Variant
-from disa.bench.worker import Worker
+from disa.bench.worker import Worker, serve
 from disa.errors import DisaError
+from disa.runtime.sampling.noise import PhiloxNoise
 
 
 def test_a_worker_ends_with_its_parent_process(pixel_plan: Path) -> None:
@@ -52,3 +57,24 @@ def test_the_end_of_the_process_is_reported(pixel_plan: Path) -> None:
         worker._process.kill()
         with pytest.raises(DisaError, match="ended with code -9: if memory ran out"):
             worker.describe(Variant("cpu", 1, {}))
+
+
+def test_images_that_are_not_finite_are_not_measured(
+    pixel_plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = PhiloxNoise.gaussian
+
+    def overflowing(self: PhiloxNoise, *given: Any) -> Any:
+        return np.full_like(noise(self, *given), np.inf)
+
+    monkeypatch.setattr(PhiloxNoise, "gaussian", overflowing)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    quick = Variant("cpu", 1, {"num_iterations": 2, "steps": "2"})
+    connection, end_of_worker = multiprocessing.Pipe()
+    connection.send(("generate", quick, 0))
+    connection.send(("describe", Variant("cpu", 1, {"steps": "this ends the worker"})))
+    serve(end_of_worker, pixel_plan, "cpu", 1)
+    assert connection.recv()[0] == "ok"
+    kind, message = connection.recv()
+    assert kind == "error"
+    assert "values that are not finite" in message
