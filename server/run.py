@@ -24,6 +24,9 @@ log = logging.getLogger("disa.server")
 
 BACKLOG = 2048
 CLOSING_SECONDS = 5
+KEEP_ALIVE_SECONDS = 75
+"""How long an unused connection stays open: longer than clients (5 s) and nginx (60 s) reuse one,
+since a request that is sent while the server closes its connection fails."""
 POLL_SECONDS = 0.05
 
 
@@ -52,23 +55,28 @@ def serve(service: Service) -> None:
     listening = listen(service.settings)
     for worker in service.workers.values():
         worker.start()
-    config = uvicorn.Config(
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"disa-serve: http://{shown}:{port}/", flush=True)
+    server = DrainingServer(configure(service), service)
+    server.run(sockets=[listening])
+    if server.failure:
+        raise DisaError(server.failure)
+
+
+def configure(service: Service) -> uvicorn.Config:
+    """The web server's configuration: the application, and its limits on connections."""
+    return uvicorn.Config(
         create_app(service),
         http=GuardedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
         limit_concurrency=service.settings.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSING_SECONDS,
         server_header=False,
     )
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"disa-serve: http://{shown}:{port}/", flush=True)
-    server = DrainingServer(config, service)
-    server.run(sockets=[listening])
-    if server.failure:
-        raise DisaError(server.failure)
 
 
 def listen(settings: ServerSettings) -> socket.socket:

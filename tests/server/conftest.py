@@ -11,10 +11,8 @@ import httpx
 import pytest
 import uvicorn
 
-from disa.server.app import create_app
-from disa.server.http.protocol import GuardedProtocol
 from disa.server.metrics import Metrics
-from disa.server.run import DrainingServer, listen
+from disa.server.run import DrainingServer, configure, listen
 from disa.server.scheduling.model import Model
 from disa.server.scheduling.policy import JoinAtOnce
 from disa.server.scheduling.worker import State, Worker
@@ -94,10 +92,7 @@ def running_server(
 def serving(service: Service, families: dict[str, FakeFamily]) -> Iterator[RunningServer]:
     """A server in a thread, its workers started and ready."""
     listening = listen(service.settings)
-    config = uvicorn.Config(
-        create_app(service), http=GuardedProtocol, ws="none", log_config=None, access_log=False
-    )
-    server = DrainingServer(config, service)
+    server = DrainingServer(configure(service), service)
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve([listening])), name="server", daemon=True
     )

@@ -10,7 +10,7 @@ import pytest
 from disa.server.http.protocol import GuardedProtocol
 from disa.server.settings import ServerSettings
 
-from ..conftest import PATIENCE, running_server, until
+from ..conftest import PATIENCE, RunningServer, running_server, until
 
 ROUTE = "/v1/images/generations"
 
@@ -59,3 +59,11 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         until(lambda: not running.server.server_state.connections)
         assert is_served(running.url)
         lazy.close()
+
+
+def test_unused_connections_stay_open_longer_than_clients_use_them(
+    served: RunningServer,
+) -> None:
+    kept_by_clients = httpx.Limits().keepalive_expiry
+    assert kept_by_clients is not None
+    assert served.server.config.timeout_keep_alive > kept_by_clients
