@@ -10,11 +10,12 @@ from disa.errors import DisaError
 
 
 def test_schedules_are_what_the_evaluation_reads() -> None:
-    schedules = observe.schedules_of("50:6", Path("some/fitted.json"))
+    schedules = observe.schedules_of("mar", "50:6", Path("some/fitted.json"))
     options = [ScheduleRun(Path("a.plan"), schedule).options for schedule in schedules]
     assert {"strategy": "constant", "steps": "28"} in options
     assert {"schedule": "some/fitted.json"} in options
     assert {"strategy": "adaptive", "steps": "50:6", "tolerance": 0.05} in options
+    assert "adaptive 25:15 0.2" in observe.schedules_of("flowar", "25:15", Path("fitted.json"))
 
 
 def test_a_refused_precision_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
