@@ -8,6 +8,7 @@ python -m benchmarks.serving soak engines/fashion.plan --minutes 60
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import numpy as np
 
 from disa.bench.machine import describe_machine, describe_versions
 from disa.bench.report import write_record
 from disa.commands.command import DisaCommand
 from disa.engines.open import ENGINES
+from disa.errors import DisaError
 from disa.files import read_bytes
 from disa.server.scheduling.policy import Cohorts, JoinAtOnce, OneAtATime, Policy, Static
 
@@ -38,6 +41,9 @@ from .load import (
 from .simulation import CostModel, simulate
 from .soak import soak
 
+VARIANT = re.compile(
+    r"(?P<policy>[a-z]+)(-(?P<cohorts>\d+))?:(?P<images>\d+)(@(?P<engine>[a-z-]+))?"
+)
 UNLOADED = 5
 CLOSED_CLIENTS = 16
 BATCH_WAIT = 0.05
@@ -66,10 +72,9 @@ def main() -> None:
     multiple=True,
     default=("join:16", "cohorts-2:16", "cohorts-4:16", "static:16", "single:1"),
     show_default=True,
-    help="POLICY[-COHORTS]:MAX_IMAGES of a server; may be repeated.",
+    help="POLICY[-COHORTS]:MAX_IMAGES[@ENGINE] of a server; may be repeated.",
 )
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
-@click.option("--capacity-images", default=64, show_default=True, help="Images of the capacity.")
+@click.option("--capacity-images", default=128, show_default=True, help="Images of the capacity.")
 @click.option("--record", type=click.Path(path_type=Path), help="File of the record.")
 def measure(
     plan: Path,
@@ -80,14 +85,13 @@ def measure(
     rounds: int,
     loads: tuple[float, ...],
     variants: tuple[str, ...],
-    engine: str,
     capacity_images: int,
     record: Path | None,
 ) -> None:
     """Send Poisson arrivals to servers with different policies, in alternation.
 
     Loads are shares of the capacity: the images per second of the best server with 16 requests
-    at all times.
+    at all times. The time of an image on an idle server is that of the first --server.
     """
     common = {} if steps is None else {"steps": steps}
     kinds = {
@@ -98,7 +102,8 @@ def measure(
     begun = moment()
     runs: dict[tuple[float, str], list[list[Served]]] = {}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(server(plan, name, engine)) for name in variants}
+        urls = {name: stack.enter_context(server(plan, name)) for name in variants}
+        engines = {name: engine_of(url) for name, url in urls.items()}
         unloaded = {kind: median_unloaded(urls[variants[0]], kinds[kind]) for kind in mix}
         capacities = {
             name: asyncio.run(
@@ -128,7 +133,7 @@ def measure(
         "ended": moment(),
         "machine": describe_machine(),
         "versions": describe_versions(),
-        "engine": engine,
+        "engines": engines,
         "seconds": seconds,
         "wait": BATCH_WAIT,
         "unloaded_seconds": unloaded,
@@ -148,7 +153,7 @@ def mixed_bodies(
     """The bodies of `images` requests, with the share `mix` of each kind."""
     names = [kind for kind, share in mix.items() for _ in range(round(share * images))]
     order = np.random.default_rng(0).permutation(len(names))
-    return [{**kinds[names[place]], "prompt": "0", "seed": int(place)} for place in order]
+    return [streamed(kinds[names[place]], int(place)) for place in order]
 
 
 def streamed(options: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -180,21 +185,40 @@ def rotated(variants: Sequence[str], turn: int) -> list[str]:
 
 
 @contextmanager
-def server(plan: Path, variant: str, engine: str) -> Iterator[str]:
-    """Start a server with a policy on an engine; yields its URL."""
-    policy, _, max_images = variant.partition(":")
-    policy, _, cohorts = policy.partition("-")
-    options = ["--engine", engine, "--policy", policy, "--batch-wait", str(BATCH_WAIT)]
-    options += ["--max-images", max_images or "16"]
-    options += ["--cohorts", cohorts] if cohorts else []
+def server(plan: Path, variant: str) -> Iterator[str]:
+    """Start a server with the policy and the engine of a variant; yields its URL."""
+    options = ["--batch-wait", str(BATCH_WAIT), *options_of(variant)]
     options += ["--max-queue", "100000", "--request-timeout", "3600", "--warm-up-seconds", "5"]
     with server_process(plan, options) as (url, _):
         yield url
 
 
+def engine_of(url: str) -> str:
+    """The engine that really runs the only model of a server."""
+    (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    return str(httpx.get(f"{url}/v1/models/{model['id']}").json()["engine"])
+
+
+def options_of(variant: str) -> list[str]:
+    """The options of disa-serve for a variant such as "cohorts-2:16@openvino".
+
+    Raises:
+        DisaError: it is not written that way, or there is no such engine.
+    """
+    match = VARIANT.fullmatch(variant)
+    if not match or match["engine"] not in (None, *ENGINES):
+        raise DisaError(
+            "--server is POLICY[-COHORTS]:MAX_IMAGES[@ENGINE], such as cohorts-2:16@openvino, "
+            f"with an engine of {', '.join(ENGINES)}, not {variant!r}"
+        )
+    options = ["--policy", match["policy"], "--max-images", match["images"]]
+    options += ["--cohorts", match["cohorts"]] if match["cohorts"] else []
+    return options + (["--engine", match["engine"]] if match["engine"] else [])
+
+
 def median_unloaded(url: str, options: Mapping[str, Any]) -> float:
     """The median latency of an image on an idle server, in seconds."""
-    bodies = [[{**options, "prompt": "0", "seed": seed}] for seed in range(UNLOADED)]
+    bodies = [[streamed(options, seed)] for seed in range(UNLOADED)]
     return float(np.median([1 / asyncio.run(closed_loop(url, 1, body)) for body in bodies]))
 
 

@@ -149,16 +149,22 @@ async def send(client: httpx.AsyncClient, arrival: Arrival, begin: float) -> Ser
 
 
 async def closed_loop(url: str, clients: int, bodies: Sequence[dict[str, Any]]) -> float:
-    """Measure images per second with `clients` requests in the server at all times."""
+    """Measure images per second with `clients` requests in the server at all times.
+
+    Args:
+        bodies: the requests, each for a stream with one image.
+
+    Raises:
+        DisaError: a request ended without its image.
+    """
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
-        left = iter(bodies)
+        left, begin = iter(bodies), time.perf_counter()
 
         async def one_client() -> None:
             for body in left:
-                answer = await client.post(ROUTE, json=body)
-                answer.raise_for_status()
+                if (await send(client, Arrival(0.0, "", body), begin)).seconds is None:
+                    raise DisaError(f"{url} did not answer {body} with an image")
 
-        begin = time.perf_counter()
         await asyncio.gather(*(one_client() for _ in range(clients)))
         return len(bodies) / (time.perf_counter() - begin)
 

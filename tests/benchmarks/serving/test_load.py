@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.serving import __main__ as serving
+from benchmarks.serving.__main__ import options_of
 from benchmarks.serving.load import Served, poisson, server_process, summary
 from disa.errors import DisaError
 
@@ -26,6 +27,7 @@ def test_servers_are_measured(pixel_plan: Path, tmp_path: Path) -> None:
     assert entry["images"] == entry["requests"] > 0
     assert content["kinds"]["quick"]["num_iterations"] == 1
     assert content["capacity"]["join:4"] > 0
+    assert "ONNX Runtime" in content["engines"]["join:4"]
 
 
 def test_a_server_that_does_not_start(tmp_path: Path) -> None:
@@ -41,6 +43,15 @@ def test_a_server_that_ends_says_why(golden_plan: Any) -> None:
         server_process(golden_plan("mar"), options),
     ):
         pass
+
+
+def test_a_variant_has_a_policy_and_maybe_an_engine() -> None:
+    assert options_of("static:16") == ["--policy", "static", "--max-images", "16"]
+    options = ["--policy", "cohorts", "--max-images", "8", "--cohorts", "2", "--engine", "openvino"]
+    assert options_of("cohorts-2:8@openvino") == options
+    for wrong in ("static", "static:", "static:8@", "static:8@quick", "8", "static-x:8"):
+        with pytest.raises(DisaError, match="such as cohorts-2:16@openvino"):
+            options_of(wrong)
 
 
 def test_poisson_arrivals() -> None:
