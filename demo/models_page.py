@@ -5,6 +5,7 @@ docs/demo-models.md and its plot.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,21 +134,34 @@ def short_name(schedule: str) -> str:
 def precision_table(observed: Mapping[str, Observations]) -> str:
     """A table with the quality of every family in every precision, or why it was refused."""
     lines = [
-        "| family | precision | accuracy | Fréchet distance |",
-        "|---|---|---:|---:|",
+        "| family | precision | computed by | accuracy | Fréchet distance |",
+        "|---|---|---|---:|---:|",
     ]
     for family, content in observed.items():
-        for row in content.get("precisions", {}).get("rows", []):
-            precision = Path(row["plan"]).stem
-            lines.append(
-                f"| {NAMES[family]} | {precision} | {row['accuracy']:.1%} "
-                f"| {row['frechet_distance']:.2f} |"
-            )
+        if "precisions" not in content:
+            continue
+        schedules, precisions = content["schedules"], content["precisions"]
+        (schedule,) = {row["schedule"] for row in precisions["rows"]}
+        plain = [row for row in schedules["rows"] if row["schedule"] == schedule]
+        engines = schedules["engine"] | precisions["engine"]
         lines += [
-            f"| {NAMES[family]} | {precision} | refused: {why} | |"
-            for precision, why in content.get("refused", {}).items()
+            f"| {NAMES[family]} | {Path(row['plan']).stem} | {engine_name(engines[row['plan']])} "
+            f"| {row['accuracy']:.1%} | {row['frechet_distance']:.2f} |"
+            for row in [*plain, *precisions["rows"]]
+        ]
+        lines += [
+            f"| {NAMES[family]} | {precision} | refused: {why} | | |"
+            for precision, why in content["refused"].items()
         ]
     return "\n".join(lines)
+
+
+def engine_name(sessions: str) -> str:
+    """What runs the graphs, from the descriptions of their sessions; versions are left out."""
+    names = [re.sub(r" [0-9.]+", "", name) for name in sessions.split("; ")]
+    first, *others = dict.fromkeys(names)
+    engine = first.rpartition(" CPU ")[0] + " CPU "
+    return ", ".join([first, *(name.removeprefix(engine) for name in others)])
 
 
 def summary_table(observed: Mapping[str, Observations]) -> str:

@@ -2,12 +2,15 @@
 
 For each family it measures the signals over the AR iterations (disa-calibrate), and the quality of
 every schedule and precision. `python -m demo.models_page` writes a page about the results.
+
+    python -m demo.observe                                     # hours
+    python -m demo.observe flowar --resume                     # after an interruption
+    python -m demo.observe harmon --stage precisions           # with the other stages as they are
 """
 
 import json
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ TOLERANCES = {
     "xar": (0.05, 0.2),
 }
 """Tolerances of adaptive steps for each family; on flows small ones leave out hardly a step."""
+SIGNALS, SCHEDULES, PRECISIONS = STAGES = ("signals", "schedules", "precisions")
 HALVES = ("fp16", "bf16")
 RESULTS = Path(__file__).with_name("results") / "observations"
 WEIGHTS = Path(__file__).with_name("weights")
@@ -118,40 +122,71 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def observe(
-    family: str, folder: Path, num: int, signal_images: int, settings: dict[str, Any]
+    family: str,
+    folder: Path,
+    measured: Mapping[str, Any],
+    stages: Collection[str],
+    signal_images: int,
+    settings: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Measure one family; yields the content of its file after each stage.
 
     Args:
         folder: for plans and intermediate results.
-        num: images of each schedule.
+        measured: the content of its file; stages that are not measured now are taken from it.
+        stages: those of `STAGES` to measure.
         signal_images: images for the signals.
         settings: other arguments of `evaluate`.
+
+    Raises:
+        DisaError: a stage needs the result of one that was never measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = export_plan(family, folder)
     with Plan.open(plan) as opened:
         steps = str(opened.manifest.defaults["steps"])
-    fitted, schedules, precisions = (
-        folder / name for name in ("fitted.json", "schedules", "precisions")
-    )
-    content = {"signals": measure_signals(plan, family, signal_images, fitted)}
-    measure = partial(evaluate, num=num, options={"seed": 0}, **settings)
-    # Schedules are compared in fp32; "auto" may select an engine with another precision.
-    measure(
-        runs=[ScheduleRun(plan, schedule) for schedule in schedules_of(family, steps, fitted)],
-        engine="cpu",
-        output=schedules,
-    )
-    content["schedules"] = read(schedules)
-    yield content
+    content = dict(measured)
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        needed = STAGES[: STAGES.index(stage)]
+        if missing := [name for name in needed if name not in content]:
+            raise DisaError(f"{stage} of {family} need its {missing[0]}: measure these first")
+        if stage == SIGNALS:
+            output = folder / "signals.json"
+            content[stage] = measure_signals(plan, family, signal_images, output)
+        elif stage == SCHEDULES:
+            fitted = folder / "fitted.json"
+            fitted.write_text(json.dumps(content[SIGNALS]))
+            content[stage] = measure_schedules(plan, schedules_of(family, steps, fitted), settings)
+        else:
+            content |= measure_precisions(family, folder, f"linear {steps}", settings)
+        yield content
+
+
+def measure_schedules(
+    plan: Path, schedules: Sequence[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Evaluate schedules in fp32; "auto" may select an engine with another precision."""
+    output = plan.with_name(SCHEDULES)
+    runs = [ScheduleRun(plan, schedule) for schedule in schedules]
+    evaluate(runs=runs, engine="cpu", output=output, options={"seed": 0}, **settings)
+    return read(output)
+
+
+def measure_precisions(
+    family: str, folder: Path, schedule: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Evaluate one schedule in every precision but fp32.
+
+    Returns:
+        precisions, the result, and refused, the reasons why others were refused.
+    """
     plans, refused = export_precisions(family, folder)
-    runs = [ScheduleRun(each, f"linear {steps}") for each in plans]
-    measure(runs=runs, engine="auto", output=precisions)
-    content["precisions"] = read(precisions)
-    linear = [row for row in content["schedules"]["rows"] if row["schedule"] == f"linear {steps}"]
-    content["precisions"]["rows"][:0] = linear
-    yield content | {"refused": refused}
+    output = folder / PRECISIONS
+    runs = [ScheduleRun(each, schedule) for each in plans]
+    evaluate(runs=runs, engine="auto", output=output, options={"seed": 0}, **settings)
+    return {PRECISIONS: read(output), "refused": refused}
 
 
 @torch.inference_mode()
@@ -176,6 +211,7 @@ def evaluate_autoencoder(data: Path, count: int) -> dict[str, float]:
 
 @click.command(cls=DisaCommand)
 @click.argument("families", nargs=-1, type=click.Choice(["vae", *EXPORTS]))
+@click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), default=STAGES)
 @click.option("--num", type=click.IntRange(2), default=5000, show_default=True)
 @click.option("--signal-images", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=250, show_default=True)
@@ -186,6 +222,7 @@ def evaluate_autoencoder(data: Path, count: int) -> dict[str, float]:
 @click.option("--resume", is_flag=True, help="Continue an interrupted evaluation by the same code.")
 def main(
     families: tuple[str, ...],
+    stages: tuple[str, ...],
     num: int,
     signal_images: int,
     batch_size: int,
@@ -196,15 +233,23 @@ def main(
     resume: bool,
 ) -> None:
     """Measure FAMILIES (default: all); writes OUTPUT/FAMILY.json, and plans and plots to WORK."""
-    settings = {"batch_size": batch_size, "threads": threads, "data": data, "resume": resume}
+    settings = {
+        "num": num,
+        "batch_size": batch_size,
+        "threads": threads,
+        "data": data,
+        "resume": resume,
+    }
     output.mkdir(parents=True, exist_ok=True)
     for family in families or ("vae", *EXPORTS):
+        path = output / f"{family}.json"
         if family == "vae":
-            content = json.dumps(evaluate_autoencoder(data, min(num, TEST_IMAGES)), indent=1)
-            (output / "vae.json").write_text(content + "\n")
+            content = evaluate_autoencoder(data, min(num, TEST_IMAGES))
+            path.write_text(json.dumps(content, indent=1) + "\n")
             continue
-        for measured in observe(family, work / family, num, signal_images, settings):
-            (output / f"{family}.json").write_text(json.dumps(measured, indent=1) + "\n")
+        measured = read(path) if path.exists() else {}
+        for content in observe(family, work / family, measured, stages, signal_images, settings):
+            path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

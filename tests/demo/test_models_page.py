@@ -35,8 +35,17 @@ def observed() -> dict[str, Any]:
     schedules = ["constant 50", "linear 50:5", "fitted work/fitted.json", "adaptive 50:5 0.05"]
     return {
         "signals": {"signals": signals, "images": 64},
-        "schedules": {"rows": [row(name) for name in schedules], "real": real},
-        "precisions": {"rows": [row("linear 50:5"), row("linear 50:5", "int8.plan", 3.25)]},
+        "schedules": {
+            "rows": [row(name) for name in schedules],
+            "real": real,
+            "engine": {"fp32.plan": "ONNX Runtime 1.32.0 CPUExecutionProvider fp32"},
+        },
+        "precisions": {
+            "rows": [row("linear 50:5", "int8.plan", 3.25)],
+            "engine": {
+                "int8.plan": "OpenVINO 2026.4.1 CPU fp32; OpenVINO 2026.4.1 CPU int8, rest in fp32"
+            },
+        },
         "refused": {"fp8": "fp8 loses too much"},
     }
 
@@ -63,7 +72,10 @@ def test_the_page_has_the_measurements(results: Path, tmp_path: Path) -> None:
     assert "0.100 to 0.200, rises" in text
     assert "| fitted  | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
     assert "| adaptive 50:5 0.05 | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
-    assert "| xAR | int8 | 95.0% | 3.25 |" in text
+    ran = "ONNX Runtime CPUExecutionProvider fp32"
+    assert f"| xAR | fp32 | {ran} | 95.0% | 3.00 |" in text
+    ran = "OpenVINO CPU fp32, int8, rest in fp32"
+    assert f"| xAR | int8 | {ran} | 95.0% | 3.25 |" in text
     assert "refused: fp8 loses too much" in text
     assert Image.open(page.parent / "images" / "observations.png").width > 800
 

@@ -1,6 +1,10 @@
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from demo import observe
 from demo.evaluate import ScheduleRun
@@ -30,6 +34,44 @@ def test_a_refused_precision_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     plans, refused = observe.export_precisions("harmon", tmp_path)
     assert [path.name for path in plans] == ["fp16.plan", "bf16.plan", "int8.plan"]
     assert refused == {"fp8": "it loses too much"}
+
+
+def test_stages_are_measured_one_by_one(
+    pixel_plan: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluated: list[list[str]] = []
+
+    def evaluate(runs: list[ScheduleRun], output: Path, **settings: Any) -> None:
+        evaluated.append([run.schedule for run in runs])
+        output.with_suffix(".json").write_text(json.dumps({"rows": len(runs)}))
+
+    def export(family: str, folder: Path, precision: str = "fp32") -> Path:
+        return shutil.copy(pixel_plan, folder / f"{precision}.plan")
+
+    monkeypatch.setattr(observe, "export_plan", export)
+    monkeypatch.setattr(observe, "export_precisions", lambda *given: ([pixel_plan], {"fp8": "no"}))
+    monkeypatch.setattr(observe, "measure_signals", lambda *given: {"steps": [3, 2]})
+    monkeypatch.setattr(observe, "evaluate", evaluate)
+
+    def run(*stages: str) -> Result:
+        options = [part for stage in stages for part in ("--stage", stage)]
+        places = ["--work", str(tmp_path / "work"), "-o", str(tmp_path)]
+        return CliRunner().invoke(observe.main, ["mar", *options, *places])
+
+    early = run("precisions")
+    assert early.exit_code == 1
+    assert "precisions of mar need its signals: measure these first" in early.output
+    assert run("signals", "schedules").exit_code == 0
+    assert json.loads((tmp_path / "work" / "mar" / "fitted.json").read_text()) == {"steps": [3, 2]}
+    assert run("precisions").exit_code == 0
+    assert json.loads((tmp_path / "mar.json").read_text()) == {
+        "signals": {"steps": [3, 2]},
+        "schedules": {"rows": 8},
+        "precisions": {"rows": 1},
+        "refused": {"fp8": "no"},
+    }
+    assert len(evaluated) == 2
+    assert evaluated[1] == [evaluated[0][1]], "the precisions run the linear schedule"
 
 
 def test_every_family_has_its_weights() -> None:
