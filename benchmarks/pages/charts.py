@@ -76,6 +76,11 @@ def draw_policies(record: Record, path: Path) -> None:
         heights = [entry["slowdown_p50"] for entry in mine]
         axes.bar(left, heights, 0.9 * width, color=color, label=policy)
     axes.set_yscale("log")
+    highest = max(entry["slowdown_p99"] for entry in entries)
+    ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= highest]
+    axes.set_ylim(1, 1.3 * highest)
+    axes.set_yticks(ticks, [f"{tick}x" for tick in ticks])
+    axes.minorticks_off()
     axes.axhline(3, color="gray", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(loads)), [f"{load:.0%} load" for load in loads])
     axes.set_ylabel("seconds / unloaded (median, p99 pale)")

@@ -92,16 +92,25 @@ def test_the_simulated_servers_are_those_of_their_record() -> None:
     shown = [each for each in lines_of("serving.md") if each.startswith(("| 50% |", "| 80% |"))]
     assert len(shown) == 10
     assert set(shown) <= {served(entry) for entry in read("serving_simulation")["entries"]}
-    for kind, name in (("equal", "fashion"), ("mixed", "fashion_mixed")):
+    for kind, name in (
+        ("equal", "cpu"),
+        ("mixed", "cpu_mixed"),
+        ("equal", "fashion"),
+        ("mixed", "fashion_mixed"),
+    ):
         for entry in read(f"serving_simulation_{name}")["entries"]:
             assert served(entry, kind) in lines_of("serving.md")
 
 
 def test_the_measured_servers_are_those_of_their_records() -> None:
     lines = lines_of("serving.md")
-    for kind, name in (("equal", "serving_fashion"), ("mixed", "serving_fashion_mixed")):
+    for kind, name, number in (
+        ("equal", "serving_fashion", 6),
+        ("mixed", "serving_fashion_mixed", 6),
+        ("MAR-B, mixed", "serving_mar_b_mixed", 3),
+    ):
         entries = read(name)["entries"]
-        assert len(entries) == 8
+        assert len(entries) == number
         for entry in entries:
             assert served(entry, f"{kind}, {entry['load']:.0%}") in lines
 
