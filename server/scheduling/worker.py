@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from ...errors import DisaError
 from .model import Model, WarmUp, warm_up
-from .observer import Observer
+from .observer import NullObserver, Observer
 from .policy import Policy
 from .scheduler import Scheduler
 from .ticket import Failed, Ticket
@@ -52,11 +52,12 @@ class Worker:
     ) -> None:
         self.name, self.created = name, int(time.time())
         self.max_images = max_images
-        self.queue = WaitingQueue(max_queue)
+        self.queue = WaitingQueue(max_queue, observer)
         self.model: Model | None = None
         self.warmed: WarmUp | None = None
         self.failure: str | None = None
-        self._load, self._policy, self._observer = load, policy, observer
+        self._load, self._policy = load, policy
+        self._observer = observer or NullObserver()
         self._warm_up_seconds = warm_up_seconds
         self._scheduler: Scheduler | None = None
         self._abandoned = threading.Event()
@@ -114,6 +115,7 @@ class Worker:
     def drain(self) -> None:
         """Refuse waiting images; finish the running ones, then end the thread."""
         for ticket in self.queue.close():
+            self._observer.ended(ticket, "failed")
             ticket.notify(Failed(Draining("the server is shutting down: try again later")))
 
     def abandon(self) -> None:
