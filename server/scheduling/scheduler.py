@@ -35,6 +35,11 @@ class Scheduler:
         queue: the waiting images.
         max_images: largest number of running images.
         clock: returns seconds from any starting point.
+
+    Attributes:
+        together: largest number of images that share a call; less than `max_images` after memory
+            ran out.
+        busy_seconds: time spent in rounds with running images.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Scheduler:
         self.observer = observer or NullObserver()
         self.running: list[Ticket] = []
         self.stats = Stats()
+        self.busy_seconds = 0.0
         self._quiet_rounds = 0
 
     def tick(self) -> bool:
@@ -67,6 +73,7 @@ class Scheduler:
         self.observer.stepped(cohorts, self.clock() - begin)
         self._show(stepped)
         self._isolated(self._finish, [t for t in stepped if t.running_sample.done])
+        self.busy_seconds += self.clock() - begin
         return True
 
     def idle_for(self) -> float | None:

@@ -62,7 +62,6 @@ class Worker:
         self._scheduler: Scheduler | None = None
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"model {name}", daemon=True)
-        self._ready_since = 0.0
 
     @property
     def state(self) -> State:
@@ -104,12 +103,14 @@ class Worker:
         self.queue.put(tickets)
 
     def retry_after(self) -> int:
-        """Seconds after which the queue is likely to have room, estimated from the past rate."""
+        """Seconds after which the queue is likely to have room, estimated from the past rate.
+
+        The rate is that of a busy model: a server that had nothing to do is not a slow one.
+        """
         scheduler = self._scheduler
-        finished = scheduler.stats.images if scheduler else 0
-        if not finished:
+        if scheduler is None or not scheduler.stats.images:
             return 5
-        a_second = finished / max(time.monotonic() - self._ready_since, 1e-3)
+        a_second = scheduler.stats.images / max(scheduler.busy_seconds, 1e-3)
         return min(MAX_RETRY_SECONDS, math.ceil(len(self.queue) / 2 / a_second) or 1)
 
     def drain(self) -> None:
@@ -142,7 +143,6 @@ class Worker:
         self._scheduler = Scheduler(
             self.model.family, self._policy, self.queue, self.max_images, self._observer
         )
-        self._ready_since = time.monotonic()
         self.warmed = warmed
         log.info(
             "%s is ready: %s; warmed up with %s images in %.1f s",

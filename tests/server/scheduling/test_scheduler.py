@@ -205,6 +205,22 @@ def test_one_image_that_does_not_fit_alone_fails() -> None:
     assert [one.good for one in images] == [False, True]
 
 
+def test_only_the_time_with_images_counts_as_busy() -> None:
+    bench = Bench()
+
+    def pass_time() -> None:
+        bench.now += 1.0
+
+    bench.family.entered = pass_time
+    bench.submit(2)
+    bench.run()
+    bench.now += 1000.0
+    assert not bench.scheduler.tick()
+    bench.submit(1, num_iterations=2)
+    bench.run()
+    assert bench.scheduler.busy_seconds == 6.0
+
+
 def test_events_come_in_order() -> None:
     bench = Bench()
     [image] = bench.submit(1, previews=1)
