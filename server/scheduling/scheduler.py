@@ -72,7 +72,7 @@ class Scheduler:
         stepped = self._isolated(self._step, self.running)
         self.observer.stepped(cohorts, self.clock() - begin)
         self._show(stepped)
-        self._isolated(self._finish, [t for t in stepped if t.running_sample.done])
+        self._isolated(self._finish, [t for t in stepped if t.sample and t.sample.done])
         self.busy_seconds += self.clock() - begin
         return True
 
@@ -137,8 +137,9 @@ class Scheduler:
                 self._fail(ticket, NotFinite("the image has values that are not finite"))
                 continue
             waited, ran = ticket.started - ticket.submitted, now - ticket.started
+            cost = ticket.running_sample.cost
             self._leave(ticket, "finished")
-            ticket.notify(Finished(output, ticket.running_sample.cost, waited, ran))
+            ticket.notify(Finished(output, cost, waited, ran))
 
     def _isolated(self, work: Work, tickets: Sequence[Ticket]) -> list[Ticket]:
         """Do the work for all tickets; if that fails, repeat it for smaller and smaller parts.
@@ -178,4 +179,6 @@ class Scheduler:
     def _leave(self, ticket: Ticket, outcome: str) -> None:
         if ticket in self.running:
             self.running.remove(ticket)
+        # Its arrays are those of a whole cohort, and the request keeps the ticket to its end.
+        ticket.sample = None
         self.observer.ended(ticket, outcome)
