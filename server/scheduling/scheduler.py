@@ -57,7 +57,7 @@ class Scheduler:
         self.running: list[Ticket] = []
         self.stats = Stats()
         self.busy_seconds = 0.0
-        self._quiet_rounds = 0
+        self._quiet_rounds = self._too_large = 0
 
     def tick(self) -> bool:
         """Run one round; returns whether there was anything to do."""
@@ -156,15 +156,22 @@ class Scheduler:
             work(tickets)
         except Exception as error:
             self._quiet_rounds = 0
+            full = isinstance(error, OutOfMemory | MemoryError)
             if len(tickets) == 1:
+                self._too_large += full
                 self._fail(tickets[0], error)
                 return []
             half = len(tickets) // 2
-            if isinstance(error, OutOfMemory | MemoryError):
+            together, too_large = self.together, self._too_large
+            if full:
                 self.together = min(self.together, half)
                 self.observer.halved(self.together)
             parts = [tickets[:half], tickets[half:]]
-            return [done for part in parts for done in self._isolated(work, part)]
+            succeeded = [done for part in parts for done in self._isolated(work, part)]
+            if self._too_large > too_large:
+                # The cause was an image that does not fit alone, not the number of images.
+                self.together = together
+            return succeeded
         return list(tickets)
 
     def _recover_size(self) -> None:

@@ -205,6 +205,16 @@ def test_one_image_that_does_not_fit_alone_fails() -> None:
     assert [one.good for one in images] == [False, True]
 
 
+def test_an_image_that_does_not_fit_alone_leaves_the_others_together() -> None:
+    bench = Bench(max_images=8)
+    bench.family.failing = failing_for([5], OutOfMemory("the device is full"))
+    images = bench.submit(8)
+    bench.run()
+    assert [one.good for one in images] == [i != 5 for i in range(8)]
+    assert bench.scheduler.together == 8
+    assert bench.family.steps[-3:] == [7, 7, 7]
+
+
 def test_an_image_that_has_ended_holds_no_arrays() -> None:
     bench = Bench()
     bench.family.failing = failing_for([1], EngineError("broken"))
