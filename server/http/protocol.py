@@ -12,12 +12,13 @@ class GuardedProtocol(H11Protocol):
 
     A client must send the complete head of its first request within `header_seconds` after it
     connected, and that of a later request within that time after its first byte. A client that
-    does not read for `write_seconds` while data waits for it is disconnected; its images are
-    dropped and the event loop is never blocked.
+    reads less than `write_bytes` in `write_seconds` while data waits for it is disconnected; its
+    images are dropped and the event loop is never blocked.
     """
 
     header_seconds = 20.0
     write_seconds = 60.0
+    write_bytes = 1 << 20
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +38,7 @@ class GuardedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_seconds, self._drop)
+        self._watch_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -47,6 +48,16 @@ class GuardedProtocol(H11Protocol):
         self._header_timer = _stop(self._header_timer)
         self._write_timer = _stop(self._write_timer)
         super().connection_lost(exc)
+
+    def _watch_writing(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._check_writing, waiting)
+
+    def _check_writing(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < self.write_bytes:
+            self._drop()
+        else:
+            self._watch_writing()
 
     def _drop(self) -> None:
         self.transport.abort()

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from ...runtime.generation import Image
-from ..http.errors import ApiError, as_api_error
+from ..http.errors import as_api_error
 from ..scheduling.ticket import Advanced, Failed, Finished, Previewed
 from .answer import answer, completed_event, partial_event, progress_event
 from .job import Job
@@ -27,7 +27,8 @@ async def collect(
         log_facts: the facts for the access log, to which the times are added.
 
     Raises:
-        ApiError: an image failed, or the time limit of the request has passed.
+        ApiError: an image failed or cannot be encoded or stored, or the time limit of the request
+            has passed.
     """
     request = job.request
     finished: dict[int, Finished] = {}
@@ -41,9 +42,12 @@ async def collect(
             finished[number] = event
     done = [finished[number] for number in range(len(request.images))]
     add_times(log_facts, done)
-    files = await asyncio.gather(*(encode(request, one.output.image) for one in done))
-    urls = [await store_file(file) for file in files] if request.by_url else None
-    return answer(request, done, files, urls)
+    try:
+        files = await asyncio.gather(*(encode(request, one.output.image) for one in done))
+        urls = [await store_file(file) for file in files] if request.by_url else None
+        return answer(request, done, files, urls)
+    except Exception as error:
+        raise as_api_error(error) from error
 
 
 async def stream(job: Job, log_facts: Content) -> AsyncGenerator[Content | None, None]:
@@ -78,9 +82,10 @@ async def stream(job: Job, log_facts: Content) -> AsyncGenerator[Content | None,
                 case _, Failed(error):
                     raise as_api_error(error, request.worker.retry_after())
         log_facts["outcome"] = "completed"
-    except ApiError as error:
-        log_facts["outcome"] = error.code
-        yield {"type": "error", **error.content()}
+    except Exception as error:
+        failure = as_api_error(error)
+        log_facts["outcome"] = failure.code
+        yield {"type": "error", **failure.content()}
     finally:
         job.cancel()
         add_times(log_facts, done)

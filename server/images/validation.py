@@ -15,6 +15,9 @@ from .encoding import Encoding
 from .schema import ImageRequest, option_names, parse, request_type
 
 MAX_CLASS_NAME = 200
+MAX_ENLARGEMENT = 4
+"""Most pixels of an image, relative to the plan's own size: memory grows with their square, and a
+single request must not take that of the whole machine."""
 MAX_RANDOM_SEED = 2**31
 """Random seeds are short enough to be copied by hand."""
 
@@ -145,14 +148,18 @@ def _options(worker: Worker, body: ImageRequest) -> Any:
     family = worker.model.family
     names = option_names(family.Options)
     overrides = {name: value for name in names if (value := getattr(body, name)) is not None}
+    width, height = worker.warmed.width, worker.warmed.height
     if body.size in (None, "auto"):
         overrides.pop("size", None)
-    elif not re.fullmatch(r"\d{1,5}x\d{1,5}", str(body.size)):
+    elif not (sides := re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", str(body.size), re.ASCII)):
         raise bad_request("size: must be WIDTHxHEIGHT, such as 512x512, or auto", "size")
     elif "size" not in names:
-        own = f"{worker.warmed.width}x{worker.warmed.height}"
-        if body.size != own:
-            raise bad_request(f"size: this model generates {own}", "size")
+        if body.size != f"{width}x{height}":
+            raise bad_request(f"size: this model generates {width}x{height}", "size")
+    elif int(sides[1]) * int(sides[2] or sides[1]) > MAX_ENLARGEMENT * width * height:
+        raise bad_request(
+            f"size: at most {MAX_ENLARGEMENT} times the pixels of {width}x{height}", "size"
+        )
     try:
         return family.options(overrides)
     except DisaError as error:

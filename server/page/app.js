@@ -46,7 +46,8 @@ async function showQueue() {
   let text = "The server does not answer";
   try {
     const state = await (await fetch("/health/ready")).json();
-    const models = Object.values(state.models);
+    // Behind Ray Serve there are several replicas, each with all models.
+    const models = (state.replicas ?? [state]).flatMap((each) => Object.values(each.models));
     const sum = (name) => models.reduce((total, each) => total + each[name], 0);
     text = `${state.status}: ${sum("running")} images running, ${sum("waiting")} waiting`;
     if (state.status === "ready" && (!model || !model.options)) await loadModels();

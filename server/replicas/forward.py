@@ -133,7 +133,7 @@ class Answer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._start: Message | None = None
-        self._begun = False
+        self._begun: Message | None = None
         self.complete = False
         self.cut = False
         self._sent: set[Hashable] = set()
@@ -143,13 +143,17 @@ class Answer:
         if message["type"] == "http.response.start":
             self._start = message
             return
+        assert self._start is not None
         body = message.get("body", b"")
+        if self._begun not in (None, self._start) and self._start["status"] >= 400:
+            # The replica refuses to continue a stream: its error becomes the last event.
+            body = event_bytes({"type": "error", **from_json(body)})
+            message = {**message, "body": body}
         key = event_key(body)
         if key is not None and key in self._sent:
             return
-        if not self._begun:
-            assert self._start is not None
-            self._begun = True
+        if self._begun is None:
+            self._begun = self._start
             await self._send(self._start)
         if key is not None:
             self._sent.add(key)
@@ -159,7 +163,7 @@ class Answer:
 
     async def fail(self, error: ApiError) -> None:
         """End the response with an error."""
-        if self._begun:
+        if self._begun is not None:
             last = event_bytes({"type": "error", **error.content()})
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
             return

@@ -1,5 +1,6 @@
 """Loads a model and warms it up before its first request."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...engines.plan.plan import Plan
-from ...errors import InvalidRequest
+from ...errors import InvalidRequest, OutOfMemory
 from ...runtime.generation import Family, Output, Request, generate
 from ...runtime.pipeline import Pipeline
 from ...runtime.sampling.noise import PhiloxNoise
 from ...runtime.stats import Stats
+
+log = logging.getLogger(__name__)
 
 WARM_UP_PROMPT = "a photo"
 FEW_STEPS = 2
@@ -96,7 +99,8 @@ def warm_up(
 
     Engines compile kernels and reserve memory when they first see a shape. Each AR iteration
     has its own shapes, so every batch runs through all iterations, with few denoising steps:
-    the number of steps does not change any shape.
+    the number of steps does not change any shape. If memory runs out, no larger batch follows: the
+    scheduler halves batches that are too large.
 
     Args:
         max_images: largest batch to expect.
@@ -117,7 +121,11 @@ def warm_up(
         # A batch of twice the size takes about twice as long at most.
         if images > 1 and clock() - begin + 2 * last <= seconds:
             before = clock()
-            _generate(model, images)
+            try:
+                _generate(model, images)
+            except (OutOfMemory, MemoryError):
+                log.warning("there is not enough memory for %d images at once", images)
+                break
             warmed.append(images)
             last = clock() - before
     height, width = first.image.shape[:2]

@@ -7,7 +7,10 @@ from .ticket import Ticket
 
 
 class Observer(Protocol):
-    """Receives events; called in the scheduler's thread, so it must not raise."""
+    """Receives events; called in the scheduler's thread, so it must not raise.
+
+    `ended` is also called in the thread that closes the queue, for the images that were waiting.
+    """
 
     def started(self, ticket: Ticket, waited: float) -> None:
         """An image left the queue after `waited` seconds."""

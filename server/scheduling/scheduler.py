@@ -35,6 +35,11 @@ class Scheduler:
         queue: the waiting images.
         max_images: largest number of running images.
         clock: returns seconds from any starting point.
+
+    Attributes:
+        together: largest number of images that share a call; less than `max_images` after memory
+            ran out.
+        busy_seconds: time spent in rounds with running images.
     """
 
     def __init__(
@@ -51,7 +56,8 @@ class Scheduler:
         self.observer = observer or NullObserver()
         self.running: list[Ticket] = []
         self.stats = Stats()
-        self._quiet_rounds = 0
+        self.busy_seconds = 0.0
+        self._quiet_rounds = self._too_large = 0
 
     def tick(self) -> bool:
         """Run one round; returns whether there was anything to do."""
@@ -66,7 +72,8 @@ class Scheduler:
         stepped = self._isolated(self._step, self.running)
         self.observer.stepped(cohorts, self.clock() - begin)
         self._show(stepped)
-        self._isolated(self._finish, [t for t in stepped if t.running_sample.done])
+        self._isolated(self._finish, [t for t in stepped if t.sample and t.sample.done])
+        self.busy_seconds += self.clock() - begin
         return True
 
     def idle_for(self) -> float | None:
@@ -130,8 +137,9 @@ class Scheduler:
                 self._fail(ticket, NotFinite("the image has values that are not finite"))
                 continue
             waited, ran = ticket.started - ticket.submitted, now - ticket.started
+            cost = ticket.running_sample.cost
             self._leave(ticket, "finished")
-            ticket.notify(Finished(output, ticket.running_sample.cost, waited, ran))
+            ticket.notify(Finished(output, cost, waited, ran))
 
     def _isolated(self, work: Work, tickets: Sequence[Ticket]) -> list[Ticket]:
         """Do the work for all tickets; if that fails, repeat it for smaller and smaller parts.
@@ -148,15 +156,22 @@ class Scheduler:
             work(tickets)
         except Exception as error:
             self._quiet_rounds = 0
+            full = isinstance(error, OutOfMemory | MemoryError)
             if len(tickets) == 1:
+                self._too_large += full
                 self._fail(tickets[0], error)
                 return []
             half = len(tickets) // 2
-            if isinstance(error, OutOfMemory | MemoryError):
+            together, too_large = self.together, self._too_large
+            if full:
                 self.together = min(self.together, half)
                 self.observer.halved(self.together)
             parts = [tickets[:half], tickets[half:]]
-            return [done for part in parts for done in self._isolated(work, part)]
+            succeeded = [done for part in parts for done in self._isolated(work, part)]
+            if self._too_large > too_large:
+                # The cause was an image that does not fit alone, not the number of images.
+                self.together = together
+            return succeeded
         return list(tickets)
 
     def _recover_size(self) -> None:
@@ -171,4 +186,6 @@ class Scheduler:
     def _leave(self, ticket: Ticket, outcome: str) -> None:
         if ticket in self.running:
             self.running.remove(ticket)
+        # Its arrays are those of a whole cohort, and the request keeps the ticket to its end.
+        ticket.sample = None
         self.observer.ended(ticket, outcome)

@@ -80,7 +80,7 @@ class Ticket:
         progress: whether to report `Advanced` after each AR iteration.
         submitted: time when it was queued, by the scheduler's clock.
         started: time when it left the queue.
-        sample: the running sample.
+        sample: the running sample; None before it starts and after it ends.
         shown: number of previews made so far.
     """
 

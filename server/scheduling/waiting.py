@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ...errors import DisaError
+from .observer import NullObserver, Observer
 from .ticket import Ticket
 
 
@@ -17,10 +18,16 @@ class Draining(DisaError):
 
 
 class WaitingQueue:
-    """Tickets in order of arrival; filled by one thread and emptied by another."""
+    """Tickets in order of arrival; filled by one thread and emptied by another.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: largest number of tickets.
+        observer: told of tickets that are cancelled while they wait.
+    """
+
+    def __init__(self, limit: int, observer: Observer | None = None) -> None:
         self.limit = limit
+        self._observer = observer or NullObserver()
         self._tickets: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -51,14 +58,14 @@ class WaitingQueue:
     def submitted(self) -> list[float]:
         """When each ticket was queued, in order; cancelled tickets are removed first."""
         with self._changed:
-            if any(ticket.cancelled for ticket in self._tickets):
-                self._tickets = deque(t for t in self._tickets if not t.cancelled)
+            self._remove_cancelled()
             return [ticket.submitted for ticket in self._tickets]
 
     def close(self) -> list[Ticket]:
         """Accept no more tickets; returns those that were waiting."""
         with self._changed:
             self._closed = True
+            self._remove_cancelled()
             dropped = list(self._tickets)
             self._tickets.clear()
             self._changed.notify()
@@ -75,3 +82,12 @@ class WaitingQueue:
         """Block until more than `count` tickets wait, the queue is closed, or time is up."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._tickets) > count, seconds)
+
+    def _remove_cancelled(self) -> None:
+        waiting: deque[Ticket] = deque()
+        for ticket in self._tickets:
+            if ticket.cancelled:
+                self._observer.ended(ticket, "cancelled")
+            else:
+                waiting.append(ticket)
+        self._tickets = waiting

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from ...errors import DisaError
 from .model import Model, WarmUp, warm_up
-from .observer import Observer
+from .observer import NullObserver, Observer
 from .policy import Policy
 from .scheduler import Scheduler
 from .ticket import Failed, Ticket
@@ -52,16 +52,16 @@ class Worker:
     ) -> None:
         self.name, self.created = name, int(time.time())
         self.max_images = max_images
-        self.queue = WaitingQueue(max_queue)
+        self.queue = WaitingQueue(max_queue, observer)
         self.model: Model | None = None
         self.warmed: WarmUp | None = None
         self.failure: str | None = None
-        self._load, self._policy, self._observer = load, policy, observer
+        self._load, self._policy = load, policy
+        self._observer = observer or NullObserver()
         self._warm_up_seconds = warm_up_seconds
         self._scheduler: Scheduler | None = None
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"model {name}", daemon=True)
-        self._ready_since = 0.0
 
     @property
     def state(self) -> State:
@@ -103,17 +103,20 @@ class Worker:
         self.queue.put(tickets)
 
     def retry_after(self) -> int:
-        """Seconds after which the queue is likely to have room, estimated from the past rate."""
+        """Seconds after which the queue is likely to have room, estimated from the past rate.
+
+        The rate is that of a busy model: a server that had nothing to do is not a slow one.
+        """
         scheduler = self._scheduler
-        finished = scheduler.stats.images if scheduler else 0
-        if not finished:
+        if scheduler is None or not scheduler.stats.images:
             return 5
-        a_second = finished / max(time.monotonic() - self._ready_since, 1e-3)
+        a_second = scheduler.stats.images / max(scheduler.busy_seconds, 1e-3)
         return min(MAX_RETRY_SECONDS, math.ceil(len(self.queue) / 2 / a_second) or 1)
 
     def drain(self) -> None:
         """Refuse waiting images; finish the running ones, then end the thread."""
         for ticket in self.queue.close():
+            self._observer.ended(ticket, "failed")
             ticket.notify(Failed(Draining("the server is shutting down: try again later")))
 
     def abandon(self) -> None:
@@ -140,7 +143,6 @@ class Worker:
         self._scheduler = Scheduler(
             self.model.family, self._policy, self.queue, self.max_images, self._observer
         )
-        self._ready_since = time.monotonic()
         self.warmed = warmed
         log.info(
             "%s is ready: %s; warmed up with %s images in %.1f s",

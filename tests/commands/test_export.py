@@ -46,6 +46,28 @@ def test_what_to_make_must_be_said(pixel_plan: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["x.pth", "--calibration-images", 4],
+            "fp32 needs no calibration: leave out --calibration",
+        ),
+        (["x.pth", "--fp16", "--prompt", "a cat"], "fp16 needs no calibration: leave out --prompt"),
+        (["x.pth", "--engine", "onnxruntime", "--gpu", "sm_89"], "no engines are built: leave out"),
+        (["x.pth", "--engine", "onnxruntime", "--workspace", 9], "no engines are built: leave out"),
+        (["--add-engine", "x.plan", "--gpu", "sm_89", "--vae", "kl16.ckpt"], "leave out --vae"),
+        (["--add-engine", "x.plan", "--gpu", "sm_89", "--fp16"], "changes nothing else"),
+        (["--add-engine", "x.plan", "--gpu", "sm_89", "--cfg", 2], "leave out --guidance-scale"),
+        (["--add-engine", "x.plan", "--gpu", "sm_89", "--no-check"], "leave out --no-check"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options: list[object], words: str) -> None:
+    code, text = command(*options)
+    assert code == 2
+    assert words in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
     ("model", "options", "code", "words"),
     [
         ("xar", ["--sampler", "ddim"], 1, "a xar model has no option sampler"),

@@ -63,6 +63,9 @@ def test_wrong_use(pixel_plan: Path, pixel_checkpoint: Path, tmp_path: Path) -> 
     for wanted, told, arguments in (
         (2, "add --int8 or --fp8", (pixel_plan,)),
         (2, "leave those options out", (pixel_plan, "--int8", "--cfg", 2)),
+        (2, "leave those options out", (pixel_plan, "--int8", "--latent-scale", 0.5)),
+        (2, "leave those options out", (pixel_plan, "--int8", "--latent-shift", 0)),
+        (2, "leave those options out", (pixel_plan, "--int8", "--cached-backbone")),
         (2, "calibration-images", (pixel_plan, "--int8", "--calibration-images", 0)),
         (2, "token-tolerance", (pixel_plan, "--int8", "--token-tolerance", 0)),
         (1, "must be above 0", (pixel_plan, "--int8", "--tolerance", -1)),

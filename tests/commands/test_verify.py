@@ -60,6 +60,13 @@ def test_a_table_and_a_last_line(golden_plan: Plans) -> None:
     assert "1 reference " in last
 
 
+@pytest.mark.parametrize("option", ["--vae", "--config", "--weights"])
+def test_options_of_the_checkpoint_need_the_checkpoint(option: str) -> None:
+    code, output = verify("x.plan", "--reference", "x.npz", option, "x")
+    assert code == 2
+    assert f"{option} belongs to --against CHECKPOINT" in output
+
+
 def test_a_difference_fails(golden_plan: Plans, tmp_path: Path) -> None:
     """Other latents, and a tolerance that nobody meets."""
     plan, path = golden_plan("mar_patch2"), GOLDEN / "mar_patch2" / "linear_cfg.npz"

@@ -1,9 +1,15 @@
 """Health and metrics."""
 
+import concurrent.futures
+import threading
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import RunningServer, until
+from disa.server.settings import ServerSettings
+
+from .conftest import PATIENCE, RunningServer, running_server, until
+from .fake_family import FakeFamily
 
 ROUTE = "/v1/images/generations"
 
@@ -54,6 +60,30 @@ def test_failed_and_cancelled_images_are_counted(
     found = samples(client)
     assert found["disa_images_total", "fake", "failed"] == 2
     assert found["disa_requests_total", "fake", "500"] == 1
+
+
+def test_images_that_end_in_the_queue_are_counted() -> None:
+    family, go = FakeFamily(), threading.Event()
+    settings = ServerSettings(port=0, max_images=1, request_timeout=1.0)
+    with running_server({"fake": family}, settings) as running:
+        family.entered = lambda: go.wait(PATIENCE)
+        with httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+            late = client.post(ROUTE, json={"prompt": "0", "n": 3, "num_iterations": 1})
+            assert late.status_code == 504
+            go.set()
+            until(lambda: running.worker.running + len(running.worker.queue) == 0)
+            found = samples(client)
+            ended = {key[2]: value for key, value in found.items() if key[0] == "disa_images_total"}
+            assert ended["cancelled"] >= 2, "two of them never left the queue"
+            assert sum(ended.values()) == 3
+            go.clear()
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                refused = pool.submit(client.post, ROUTE, json={"prompt": "0", "n": 3})
+                until(lambda: len(running.worker.queue) == 2)
+                running.worker.drain()
+                assert refused.result().status_code == 503
+            assert samples(client)["disa_images_total", "fake", "failed"] == 2
+            go.set()
 
 
 def test_health(client: httpx.Client) -> None:

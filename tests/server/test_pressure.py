@@ -14,6 +14,7 @@ import pytest
 
 from disa.errors import EngineError, OutOfMemory
 from disa.runtime.generation import Sample
+from disa.server.images.encoding import Encoding
 from disa.server.settings import ServerSettings
 
 from .conftest import PATIENCE, RunningServer, running_server, until
@@ -155,6 +156,24 @@ def test_what_is_inside_an_unexpected_error_stays_inside(served: RunningServer) 
     assert (answer.status_code, code_of(answer)) == (500, "internal_error")
     assert "secret" not in answer.text
     served.family.failing = lambda samples: None
+    assert post(served.url).status_code == 200
+
+
+def test_an_image_that_cannot_be_encoded_is_an_error_like_others(
+    served: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> bytes:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Encoding, "encode", refuse)
+    answer = post(served.url)
+    assert (answer.status_code, code_of(answer)) == (500, "internal_error")
+    assert answer.headers["x-request-id"], "only an error that is handled has it"
+    streamed = post(served.url, stream=True)
+    assert streamed.text.startswith("event: error\n")
+    assert "internal_error" in streamed.text
+    assert "secret" not in answer.text + streamed.text
+    monkeypatch.undo()
     assert post(served.url).status_code == 200
 
 

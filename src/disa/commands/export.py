@@ -1,12 +1,13 @@
 """disa-export: makes a plan from a checkpoint."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..engines.gpu.profile import Range
 from ..engines.plan.manifest import QUANTIZED
@@ -31,16 +32,18 @@ from .options.sampling import sampling_options_without
 if TYPE_CHECKING:
     from ..exporter.export import Exported
 
+ENGINE_OPTIONS = ("engine", "gpus", "batch", "workspace", "optimization_level")
+CALIBRATION_OPTIONS = (
+    *("calibration_images", "token_tolerance", "spread_tolerance"),
+    *("prompts", "prompt_file"),
+)
 GROUPS = {
     WHAT: (
         *("plan", "vae", "latent_scale", "latent_shift", "weights", "ignore_tensors"),
         *("tokenizer", "config", "labels", "cached_backbone"),
     ),
-    "Precision": (
-        *("precision", "calibration_images", "token_tolerance", "spread_tolerance"),
-        *("prompts", "prompt_file"),
-    ),
-    ENGINE: ("engine", "gpus", "batch", "workspace", "optimization_level"),
+    "Precision": ("precision", *CALIBRATION_OPTIONS),
+    ENGINE: ENGINE_OPTIONS,
     OUTPUT: ("output", "overwrite", "no_check", "tolerance"),
 }
 
@@ -178,13 +181,22 @@ def main(
     if plan is not None:
         if engines is None:
             raise click.UsageError("choose what to build: --gpu sm_89, or --engine tensorrt-rtx")
+        kept = {"plan", "output", "overwrite", "debug", *ENGINE_OPTIONS}
+        refuse_options(
+            {option.name for option in main.params if option.name not in kept},
+            "--add-engine changes nothing else in a plan",
+        )
         target = plan_path(output, lambda: plan.stem) if output else None
         if target and not _is_same(target, plan):
             refuse_other_plan(target, lambda: _made_from(plan), overwrite)
         _report_engines(add_engines(plan, engines, target))
         return
     assert checkpoint is not None
-    if engines is not None:
+    if precision not in QUANTIZED:
+        refuse_options(CALIBRATION_OPTIONS, f"{precision} needs no calibration")
+    if engines is None:
+        refuse_options(ENGINE_OPTIONS[1:], "no engines are built")
+    else:
         check_engines(engines, precision)
     defaults = defaults_of(sampling)
     try:
@@ -236,7 +248,9 @@ def main(
             not no_check,
         )
         if checkpoint.suffix == PLAN_SUFFIX:
-            if defaults or vae or tokenizer or config or labels or weights or ignore_tensors:
+            scaled = (latent_scale, latent_shift) != (None, None)
+            others = (tokenizer, config, labels, weights, ignore_tensors, cached_backbone, scaled)
+            if defaults or vae or any(others):
                 raise click.UsageError(
                     "a plan has its own sizes, labels and defaults: leave those options out"
                 )
@@ -247,6 +261,19 @@ def main(
     if engines is not None:
         _report_engines(add_engines(path, engines))
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def refuse_options(names: Collection[str | None], why: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        click.UsageError: such an option is on the command line.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in names:
+            raise click.UsageError(f"{why}: leave out {option.opts[0]}")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def main(
     """
     if not references and not against:
         raise click.UsageError("give --reference FILE, or --against CHECKPOINT")
+    for option, value in (("--vae", vae), ("--config", config), ("--weights", weights)):
+        if value is not None and against is None:
+            raise click.UsageError(f"{option} belongs to --against CHECKPOINT: leave it out")
     result = verify(
         plan,
         references=references,

@@ -154,6 +154,19 @@ def test_what_runs_can_be_stopped(page: Page, running: RunningServer) -> None:
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
+def test_the_images_of_all_replicas_are_counted(browser: Browser, running: RunningServer) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    models = {name: {"state": "ready", "running": 2, "waiting": 1} for name in running.families}
+    state = {"status": "ready", "replicas": [{"host": "a", "models": models}] * 3}
+    page.route("**/health/ready", lambda route: route.fulfill(json=state))
+    page.goto(running.url)
+    expect(page.locator("#queue")).to_have_text("ready: 12 images running, 6 waiting")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("link", name="Repeat")).to_have_count(4)
+    context.close()
+
+
 def test_the_keyboard_is_enough(page: Page) -> None:
     page.get_by_label("Class", exact=True).focus()
     page.keyboard.press("Control+a")

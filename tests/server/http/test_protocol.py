@@ -61,6 +61,22 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         lazy.close()
 
 
+def test_a_client_that_reads_slowly_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 1.0)
+    with running_server() as running:
+        whole = bytes(20 << 20)
+        result_id = asyncio.run(running.service.results.add(whole, "image/png"))
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as slow:
+            head = f"GET /v1/images/{result_id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            slow.sendall(head.encode())
+            found = 0
+            while part := slow.recv(1 << 20):
+                found += len(part)
+                time.sleep(0.2 * len(part) / (1 << 20))
+            assert found > len(whole)
+
+
 def test_unused_connections_stay_open_longer_than_clients_use_them(
     served: RunningServer,
 ) -> None:

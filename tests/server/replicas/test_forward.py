@@ -124,6 +124,18 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error() -> None:
     assert "replica_lost" in events[1]
 
 
+def test_a_stream_that_another_replica_refuses_ends_with_its_error() -> None:
+    full: Message = {"type": "http.response.start", "status": 429, "headers": []}
+    refusal = part(b'{"error": {"message": "no room", "code": "queue_full"}}', more=False)
+    replicas = FakeReplicas([START, event("progress", iteration=1), LOST], [full, refusal])
+    answer = request(replicas.forward(), json={"stream": True})
+    assert answer.status_code == 200
+    events = answer.text.strip().split("\n\n")
+    assert len(events) == 2
+    assert events[1].startswith("event: error\ndata: ")
+    assert json.loads(events[1].partition("data: ")[2])["error"]["code"] == "queue_full"
+
+
 def test_an_answer_that_does_not_begin_is_given_up() -> None:
     replicas = FakeReplicas([START, part(b"late")], pause=5.0)
     answer = request(replicas.forward(seconds=0.05), json={})

@@ -1,11 +1,12 @@
 """The warm-up before the first request."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from disa.errors import InvalidRequest
-from disa.runtime.generation import Output
+from disa.errors import InvalidRequest, OutOfMemory
+from disa.runtime.generation import Output, Sample
 from disa.server.scheduling.model import doubling, load_plan, warm_up
 
 from ..fake_family import SIDE, FakeFamily, fake_model
@@ -39,6 +40,29 @@ def test_no_batch_is_started_that_would_take_too_long() -> None:
     family.entered = pass_time
     # Four iterations take 4 s; 4 s + 2 * 4 s is in time, 8 s + 2 * 4 s is not.
     assert warm_up(fake_model(family), 8, 12.0, clock=clock).images == (1, 2)
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("the device is full"), MemoryError()])
+def test_a_batch_that_does_not_fit_into_memory_is_the_last(error: Exception) -> None:
+    family = FakeFamily()
+
+    def check(samples: Sequence[Sample]) -> None:
+        if len(samples) > 2:
+            raise error
+
+    family.failing = check
+    assert warm_up(fake_model(family), 16, 60.0, clock=lambda: 0.0).images == (1, 2)
+
+
+def test_a_model_of_which_not_even_one_image_fits_cannot_be_served() -> None:
+    family = FakeFamily()
+
+    def check(samples: Sequence[Sample]) -> None:
+        raise OutOfMemory("the device is full")
+
+    family.failing = check
+    with pytest.raises(OutOfMemory):
+        warm_up(fake_model(family), 16, 60.0)
 
 
 def test_a_plan_without_pixels_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:

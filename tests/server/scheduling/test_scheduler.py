@@ -205,6 +205,58 @@ def test_one_image_that_does_not_fit_alone_fails() -> None:
     assert [one.good for one in images] == [False, True]
 
 
+def test_an_image_that_does_not_fit_alone_leaves_the_others_together() -> None:
+    bench = Bench(max_images=8)
+    bench.family.failing = failing_for([5], OutOfMemory("the device is full"))
+    images = bench.submit(8)
+    bench.run()
+    assert [one.good for one in images] == [i != 5 for i in range(8)]
+    assert bench.scheduler.together == 8
+    assert bench.family.steps[-3:] == [7, 7, 7]
+
+
+def test_an_image_that_has_ended_holds_no_arrays() -> None:
+    bench = Bench()
+    bench.family.failing = failing_for([1], EngineError("broken"))
+    finished, failed, cancelled = bench.submit(3, previews=1)
+    bench.scheduler.tick()
+    cancelled.ticket.cancel()
+    bench.run()
+    assert finished.good
+    assert failed.error
+    assert [one.ticket.sample for one in (finished, failed, cancelled)] == [None] * 3
+
+
+def test_a_preview_that_fails_fails_its_image_alone() -> None:
+    bench = Bench()
+    preview = bench.family.preview
+
+    def check(samples: Sequence[Sample]) -> list[Any]:
+        failing_for([1], EngineError("broken"))(samples)
+        return list(preview(samples))
+
+    bench.family.preview = check  # type: ignore[method-assign]
+    images = bench.submit(3, previews=1)
+    bench.run()
+    assert [one.good for one in images] == [True, False, True]
+
+
+def test_only_the_time_with_images_counts_as_busy() -> None:
+    bench = Bench()
+
+    def pass_time() -> None:
+        bench.now += 1.0
+
+    bench.family.entered = pass_time
+    bench.submit(2)
+    bench.run()
+    bench.now += 1000.0
+    assert not bench.scheduler.tick()
+    bench.submit(1, num_iterations=2)
+    bench.run()
+    assert bench.scheduler.busy_seconds == 6.0
+
+
 def test_events_come_in_order() -> None:
     bench = Bench()
     [image] = bench.submit(1, previews=1)

@@ -7,6 +7,7 @@ import pytest
 
 from disa.runtime.generation import Request
 from disa.runtime.sampling.noise import PhiloxNoise
+from disa.server.scheduling.observer import NullObserver
 from disa.server.scheduling.ticket import Ticket
 from disa.server.scheduling.waiting import Draining, QueueFull, WaitingQueue
 
@@ -39,6 +40,26 @@ def test_cancelled_images_leave() -> None:
     all_of_them[1].cancel()
     assert queue.submitted() == [0.0, 2.0]
     assert len(queue) == 2
+
+
+class Ended(NullObserver):
+    def __init__(self) -> None:
+        self.found: list[tuple[Ticket, str]] = []
+
+    def ended(self, ticket: Ticket, outcome: str) -> None:
+        self.found.append((ticket, outcome))
+
+
+def test_images_that_are_cancelled_while_they_wait_are_reported_once() -> None:
+    observer = Ended()
+    queue, waiting = WaitingQueue(4, observer), tickets(3)
+    queue.put(waiting)
+    waiting[0].cancel()
+    queue.submitted()
+    queue.submitted()
+    waiting[2].cancel()
+    assert queue.close() == [waiting[1]]
+    assert observer.found == [(waiting[0], "cancelled"), (waiting[2], "cancelled")]
 
 
 def test_a_closed_queue_returns_the_waiting_images_and_accepts_no_more() -> None:
