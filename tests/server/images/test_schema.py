@@ -1,5 +1,7 @@
 """The types of request bodies, made from the options of a family."""
 
+import time
+
 import pytest
 
 from disa.runtime.families.registry import OPTIONS
@@ -39,6 +41,23 @@ def test_fields_that_are_not_valid(content: dict[str, object], param: str, code:
     with pytest.raises(ApiError) as raised:
         parse(content, request_type(FakeOptions))
     assert (raised.value.status, raised.value.param, raised.value.code) == (400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        ({"seed": [-1] * 200_000}, "seed"),
+        ({f"key{number}": 0 for number in range(100_000)}, "key0"),
+    ],
+)
+def test_a_body_full_of_mistakes_costs_no_more_than_one(
+    content: dict[str, object], param: str
+) -> None:
+    begin = time.thread_time()
+    with pytest.raises(ApiError) as raised:
+        parse(content, request_type(FakeOptions))
+    assert time.thread_time() - begin < 0.2, "nobody else is served meanwhile"
+    assert raised.value.param == param
 
 
 def test_options_are_described_for_the_page() -> None:
