@@ -12,6 +12,7 @@ from ..gpu.profile import dimension_ranges
 from ..gpu.shared import SHARED_GPU, SharedGpu
 from ..plan.engine_info import EngineInfo
 from ..plan.plan import Plan
+from ..plan.traits import HOST_ONLY
 from . import cache, flavour
 from .check import EngineMismatch, check_device, check_flavour, deserialize, rebuild_command
 from .flavour import Flavour
@@ -58,7 +59,7 @@ HOST = Host()
 
 
 def usable_backend(plan: Plan, host: Host = HOST) -> str | None:
-    """The backend that has an engine for every graph that can run here, or None."""
+    """The backend whose engines can run here, one for every graph that a GPU runs, or None."""
     for backend in flavour.MODULES:
         if not unusable(plan, backend, host):
             return backend
@@ -67,9 +68,11 @@ def usable_backend(plan: Plan, host: Host = HOST) -> str | None:
 
 def unusable(plan: Plan, backend: str, host: Host = HOST) -> str:
     """Why the engines of a backend cannot be used here; empty if they can."""
-    for graph in plan.manifest.graphs:
+    for name, graph in plan.manifest.graphs.items():
+        if graph.traits.role in HOST_ONLY:
+            continue
         try:
-            _choose(plan, graph, backend, host)
+            _choose(plan, name, backend, host)
         except DisaError as error:
             return str(error)
     return ""
