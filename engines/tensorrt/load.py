@@ -114,13 +114,14 @@ def open_engine(
 
 
 def _choose(plan: Plan, graph: str, backend: str, host: Host) -> tuple[EngineInfo, Flavour, Device]:
-    """The first engine of a graph that can run here.
+    """The newest engine of a graph that can run here.
 
     Raises:
-        EngineMismatch: none can; the error is that of the first engine.
+        EngineMismatch: none can; the error is that of the newest engine.
     """
     failures: list[EngineMismatch] = []
-    for engine in plan.manifest.engines:
+    # Engines are added at the end, and those for some more GPUs than the new one stay.
+    for engine in reversed(plan.manifest.engines):
         if (engine.graph, engine.backend) == (graph, backend):
             try:
                 found = check_flavour(plan, engine, host.find(backend))
