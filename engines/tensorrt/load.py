@@ -109,7 +109,7 @@ def open_engine(
         info.outputs,
         dimension_ranges(info.inputs, chosen.profiles[0]),
         info.traits.split,
-        f"{found} {chosen.precision} on {device.name}",
+        f"{found} {plan.manifest.precision_of(graph)} on {device.name}",
     )
 
 

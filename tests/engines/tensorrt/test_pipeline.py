@@ -66,6 +66,19 @@ def test_engines_of_all_graphs_that_a_gpu_runs_are_usable(
         assert usable_backend(plan, host) == "tensorrt"
 
 
+def test_every_engine_tells_its_own_precision(
+    golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Some graphs stay in fp32 in a plan of lower precision."""
+    path = Path(shutil.copy(golden_plan("mar", precision="fp16"), tmp_path / "p.plan"))
+    pipe = open_pipeline(
+        with_fake_engines(path, "tensorrt", Range(1, 2, 4)), "tensorrt", FakeDevice()
+    )
+    told = {name: session.description.split()[2] for name, session in pipe.sessions.items()}
+    assert told == {name: pipe.plan.manifest.precision_of(name) for name in told}
+    assert {told["timestep"], told["backbone"]} == {"fp32", "fp16"}
+
+
 def test_nothing_waits_before_the_images_are_wanted(
     golden_plan: Callable[..., Path], tmp_path: Path
 ) -> None:
