@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_TILE, MAX_TILE, MARGIN, LABEL_HEIGHT = 72, 256, 4, 16
 MAX_SIDE = 8192
+MAX_LETTERS = MAX_TILE
+"""Letters of a label that are measured: no tile has room for more."""
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -55,7 +57,8 @@ def make_grid(
 def _title(label: int | str, names: Sequence[str] | None) -> str:
     if names and isinstance(label, int) and label < len(names):
         return names[label].split(",")[0]
-    return str(label)
+    # A prompt may be long and have several lines; a label has one.
+    return " ".join(str(label).split())[:MAX_LETTERS]
 
 
 def _fitted(text: str, width: int, font: Any) -> str:

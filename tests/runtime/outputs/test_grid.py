@@ -147,6 +147,13 @@ def test_a_long_label_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid._fitted("mmmm", exact, font) == "mmmm"
 
 
+def test_the_label_of_a_long_prompt_is_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting it letter by letter would take minutes."""
+    ((_, text),) = labels(monkeypatch, ["a dog\n and a cat " * 4000], None)
+    assert text.startswith("a dog an")
+    assert len(text) < 30
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 30))
 def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], length: int) -> None:
     conditions = (cycle * length)[:length]
