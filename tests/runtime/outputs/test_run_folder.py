@@ -109,6 +109,18 @@ def test_a_longer_run_does_not_take_files_in(tmp_path: Path) -> None:
     assert (tmp_path / "000005.png").read_bytes() == b"mine"
 
 
+def test_a_run_that_replaces_an_empty_one_does_not_take_files_in(tmp_path: Path) -> None:
+    """The record of the empty run lists other images than the files that are there."""
+    (tmp_path / "000001.png").write_bytes(b"mine")
+    with open_folder(tmp_path, 4, first=100):
+        pass
+    with pytest.raises(DisaError, match=r"no run\.json"):
+        run(tmp_path, 4)
+    assert (tmp_path / "000001.png").read_bytes() == b"mine"
+    (tmp_path / "000001.png").unlink()
+    assert run(tmp_path, 4)["complete"]
+
+
 def test_units_keep_their_company(tmp_path: Path) -> None:
     run(tmp_path, 6)
     for name in ("000001.png", "000005.png"):
