@@ -193,8 +193,22 @@ class RunFolder:
             for shard in (self._all_shards() if self.layout.sharded else [])
             if shard not in progress.shards
         }
-        self._record = replace(self._record, complete=False, stats=self._log.total())
+        self._record = replace(
+            self._record,
+            engine=self._engines(earlier.engine if earlier else ""),
+            complete=False,
+            stats=self._log.total(),
+        )
         self._record.save(self.store)
+
+    def _engines(self, earlier: str) -> str:
+        """The engine of all images; several in order if a continued run uses another one."""
+        mine = self._record.engine
+        if not earlier or not any(self._present):
+            return mine
+        if not self.missing() or earlier.endswith(mine):
+            return earlier
+        return f"{earlier}, then {mine}"
 
     def _continue(self, earlier: RunRecord) -> bool:
         """Continue an earlier run; returns whether it is this one, and not an empty other one.
