@@ -55,11 +55,17 @@ class Tradeoff:
         return self.seconds if kind == "time" else self.calls
 
     def of(self, steps: Sequence[int], kind: str) -> tuple[float, float]:
-        """Error and cost of a schedule; for counts that were not measured, of the nearest one."""
-        column = np.clip(np.asarray(steps), self.counts[0], self.counts[-1]) - self.counts[0]
+        """Error and cost of a schedule.
+
+        Beyond the largest measured count the error is extrapolated with the inverse square of the
+        count, as in `measure_tradeoff`, and the cost in proportion to it.
+        """
+        least, most = int(self.counts[0]), int(self.counts[-1])
+        column = np.clip(np.asarray(steps), least, most) - least
+        beyond = np.maximum(np.asarray(steps) / most, 1.0)
         rows = np.arange(len(self.tokens))
-        error = self.error[rows, column] @ self.share
-        return float(error), float(self.cost(kind)[rows, column].sum())
+        error = (self.error[rows, column] / np.square(beyond)) @ self.share
+        return float(error), float((self.cost(kind)[rows, column] * beyond).sum())
 
 
 @dataclass(frozen=True)

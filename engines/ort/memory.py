@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ...errors import InvalidRequest
@@ -24,6 +25,10 @@ SHARE = 0.8
 """Share of the memory of the machine, or of the control group."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _MIB = 1 << 20
+_lock = Lock()
+"""For what the whole process has once: its arena, and its limit while graphs are loaded."""
+_limits: list[tuple[int, int]] = []
+"""For each graph that is being loaded, the limit before the first of them."""
 
 
 def memory_limit() -> int:
@@ -47,7 +52,8 @@ def memory_limit() -> int:
 
 def limit_arrays(runtime: Any, options: Any) -> None:
     """Let sessions with these options share one host arena of limited size."""
-    _share_arena(runtime, memory_limit())
+    with _lock:
+        _share_arena(runtime, memory_limit())
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
@@ -55,22 +61,30 @@ def limit_arrays(runtime: Any, options: Any) -> None:
 def limited_loading() -> Iterator[None]:
     """Limit the additional memory of this process inside the block, if the system supports it.
 
-    The arena does not limit what ONNX Runtime computes while it loads a graph.
+    The arena does not limit what ONNX Runtime computes while it loads a graph. Threads that load
+    graphs at the same time share one limit.
     """
     if resource is None:
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _data_bytes() + memory_limit()
-    if before[0] != resource.RLIM_INFINITY:
-        most = min(most, before[0])
-    if before[1] != resource.RLIM_INFINITY:
-        most = min(most, before[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    with _lock:
+        _limits.append(_limits[0] if _limits else _set_limit())
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        with _lock:
+            before = _limits.pop()
+            if not _limits:
+                resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _set_limit() -> tuple[int, int]:
+    """Limit the additional memory; returns the limit before."""
+    before: tuple[int, int] = resource.getrlimit(resource.RLIMIT_DATA)
+    finite = [limit for limit in before if limit != resource.RLIM_INFINITY]
+    most = min([_data_bytes() + memory_limit(), *finite])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    return before
 
 
 @cache

@@ -24,7 +24,7 @@ from . import builder, cache, flavour
 
 DEFAULT_TARGETS = (80, 86, 89, 120)
 """Architectures to build for without `--gpu` and without a GPU: those TensorRT-RTX supports."""
-_KEY_VERSION = 1
+_KEY_VERSION = 2
 
 
 @dataclass(frozen=True)

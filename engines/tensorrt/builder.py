@@ -173,8 +173,9 @@ def _configure(
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
-    if source.precision == "fp32" and tf32 is not None:
-        # TF32 keeps 10 bits of the mantissa, like fp16, which is not the requested fp32.
+    if tf32 is not None:
+        # TF32 keeps 10 bits of the mantissa, like fp16. Plans of lower precision also have graphs
+        # and matmuls that stay in fp32, because they need it.
         config.clear_flag(tf32)
     # Layer names cost almost nothing, and the engine inspector needs them.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

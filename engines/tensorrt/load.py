@@ -12,6 +12,7 @@ from ..gpu.profile import dimension_ranges
 from ..gpu.shared import SHARED_GPU, SharedGpu
 from ..plan.engine_info import EngineInfo
 from ..plan.plan import Plan
+from ..plan.traits import HOST_ONLY
 from . import cache, flavour
 from .check import EngineMismatch, check_device, check_flavour, deserialize, rebuild_command
 from .flavour import Flavour
@@ -58,7 +59,7 @@ HOST = Host()
 
 
 def usable_backend(plan: Plan, host: Host = HOST) -> str | None:
-    """The backend that has an engine for every graph that can run here, or None."""
+    """The backend whose engines can run here, one for every graph that a GPU runs, or None."""
     for backend in flavour.MODULES:
         if not unusable(plan, backend, host):
             return backend
@@ -67,9 +68,11 @@ def usable_backend(plan: Plan, host: Host = HOST) -> str | None:
 
 def unusable(plan: Plan, backend: str, host: Host = HOST) -> str:
     """Why the engines of a backend cannot be used here; empty if they can."""
-    for graph in plan.manifest.graphs:
+    for name, graph in plan.manifest.graphs.items():
+        if graph.traits.role in HOST_ONLY:
+            continue
         try:
-            _choose(plan, graph, backend, host)
+            _choose(plan, name, backend, host)
         except DisaError as error:
             return str(error)
     return ""
@@ -106,18 +109,19 @@ def open_engine(
         info.outputs,
         dimension_ranges(info.inputs, chosen.profiles[0]),
         info.traits.split,
-        f"{found} {chosen.precision} on {device.name}",
+        f"{found} {plan.manifest.precision_of(graph)} on {device.name}",
     )
 
 
 def _choose(plan: Plan, graph: str, backend: str, host: Host) -> tuple[EngineInfo, Flavour, Device]:
-    """The first engine of a graph that can run here.
+    """The newest engine of a graph that can run here.
 
     Raises:
-        EngineMismatch: none can; the error is that of the first engine.
+        EngineMismatch: none can; the error is that of the newest engine.
     """
     failures: list[EngineMismatch] = []
-    for engine in plan.manifest.engines:
+    # Engines are added at the end, and those for some more GPUs than the new one stay.
+    for engine in reversed(plan.manifest.engines):
         if (engine.graph, engine.backend) == (graph, backend):
             try:
                 found = check_flavour(plan, engine, host.find(backend))

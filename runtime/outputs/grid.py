@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_TILE, MAX_TILE, MARGIN, LABEL_HEIGHT = 72, 256, 4, 16
 MAX_SIDE = 8192
+MAX_LETTERS = MAX_TILE
+"""Letters of a label that are measured: no tile has room for more."""
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -29,21 +31,24 @@ def make_grid(
     columns = period if 2 < period <= 20 else math.ceil(math.sqrt(len(images)))
     headed = columns == period
     tile = _tile(images[0].shape[0], columns)
+    # Images that are wider than high keep the room of a square.
+    room = max(tile, tile * images[0].shape[0] // images[0].shape[1])
     cell = tile + MARGIN
     lower = 0 if headed else LABEL_HEIGHT
+    line = room + MARGIN + lower
     rows = math.ceil(len(images) / columns)
     top = LABEL_HEIGHT + MARGIN if headed else MARGIN
-    sheet = Image.new("RGB", (columns * cell + MARGIN, top + rows * (cell + lower)), BACKGROUND)
+    sheet = Image.new("RGB", (columns * cell + MARGIN, top + rows * line), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
     for index, (image, label) in enumerate(zip(images, conditions, strict=True)):
         row, column = divmod(index, columns)
-        x, y = MARGIN + column * cell, top + row * (cell + lower)
+        x, y = MARGIN + column * cell, top + row * line
         picture = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
         width, height = picture.size
         method = Image.Resampling.NEAREST if tile > width else Image.Resampling.LANCZOS
         sheet.paste(picture.convert("RGB").resize((tile, tile * height // width), method), (x, y))
-        text_y = y + tile + 1 if not headed else MARGIN
+        text_y = y + room + 1 if not headed else MARGIN
         if not headed or row == 0:
             pen.text((x, text_y), _fitted(_title(label, names), tile, font), INK, font)
     return sheet
@@ -52,7 +57,8 @@ def make_grid(
 def _title(label: int | str, names: Sequence[str] | None) -> str:
     if names and isinstance(label, int) and label < len(names):
         return names[label].split(",")[0]
-    return str(label)
+    # A prompt may be long and have several lines; a label has one.
+    return " ".join(str(label).split())[:MAX_LETTERS]
 
 
 def _fitted(text: str, width: int, font: Any) -> str:

@@ -15,6 +15,10 @@ IMAGE_TYPES = ("png", "jpeg", "webp")
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "latents": "npy"}
 MAX_PIXELS = 1 << 28
 _CHANNELS = (1, 3, 4)
+_PLAIN_MODES = ("L", "RGB", "RGBA")
+"""Pillow's modes of 8-bit pixels with those channels."""
+_CONVERTED_MODES = ("1", "P", "PA", "LA", "CMYK", "YCbCr")
+"""Modes that are converted to RGB, as FID tools do: palettes, two levels, inks."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,26 @@ def encode_latents(latents: Floats) -> ImageFile:
 def decode_image(file: BinaryIO | bytes, where: str) -> npt.NDArray[np.uint8]:
     """Decode an image to pixels [H, W, channels].
 
+    Other kinds of 8-bit images than disa writes, such as images with a palette, become RGB.
+
     Args:
         where: name of the source, for the error.
 
     Raises:
-        DisaError: it is damaged, or not of a type that disa writes.
+        DisaError: it is damaged, not of a type that disa writes, or has more than 8 bits.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
         with Image.open(source, formats=[name.upper() for name in IMAGE_TYPES]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DisaError(f"{where} has more than {MAX_PIXELS} pixels")
-            pixels = np.asarray(image)
+            if image.mode not in (*_PLAIN_MODES, *_CONVERTED_MODES):
+                raise DisaError(
+                    f"{where} does not have 8 bits a channel (it has the mode {image.mode}): "
+                    "convert it"
+                )
+            plain = image.mode in _PLAIN_MODES
+            pixels = np.asarray(image if plain else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DisaError(f"{where} is damaged: delete it and run again to generate it") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -28,7 +28,7 @@ class RunRecord:
         request: what determines the images: plan, options, seed.
         selection: the images.
         layout: their files.
-        engine: the engine that generates them.
+        engine: the engine that generates them; after a change of it, "FIRST, then SECOND".
         complete: whether all images exist.
         stats: the cost.
         extra: additional entries, such as the source of the plan.

@@ -183,8 +183,8 @@ class RunFolder:
             self._delete(earlier)
             earlier = None
         self._log = UnitLog(self.store)
-        if earlier:
-            self._continue(earlier)
+        if earlier and not self._continue(earlier):
+            earlier = None
         progress = self._format.progress(self.store, self._record.selection)
         self._refuse_unlisted(earlier, progress)
         self._present = progress.present
@@ -193,10 +193,29 @@ class RunFolder:
             for shard in (self._all_shards() if self.layout.sharded else [])
             if shard not in progress.shards
         }
-        self._record = replace(self._record, complete=False, stats=self._log.total())
+        self._record = replace(
+            self._record,
+            engine=self._engines(earlier.engine if earlier else ""),
+            complete=False,
+            stats=self._log.total(),
+        )
         self._record.save(self.store)
 
-    def _continue(self, earlier: RunRecord) -> None:
+    def _engines(self, earlier: str) -> str:
+        """The engine of all images; several in order if a continued run uses another one."""
+        mine = self._record.engine
+        if not earlier or not any(self._present):
+            return mine
+        if not self.missing() or earlier.endswith(mine):
+            return earlier
+        return f"{earlier}, then {mine}"
+
+    def _continue(self, earlier: RunRecord) -> bool:
+        """Continue an earlier run; returns whether it is this one, and not an empty other one.
+
+        Raises:
+            DisaError: it is another run and has images.
+        """
         mine = self._record
         differ = differing_options(mine.request, earlier.request)
         differ += [d for d in mine.selection.differences(earlier.selection) if d not in differ]
@@ -220,12 +239,13 @@ class RunFolder:
                     "folder with -o, or --overwrite"
                 )
             self._delete(earlier)
-            return
+            return False
         if not self._log.names() and earlier.stats.images:
             # A run of version 1 has its cost only in its record.
             self._log.add(earlier.stats, {"images": [0, len(earlier.selection)]})
         longest = max(earlier.selection, mine.selection, key=len)
         self._record = replace(mine, selection=longest, layout=layout)
+        return True
 
     def _refuse_unlisted(self, earlier: RunRecord | None, progress: Progress) -> None:
         """Check that no unlisted file has a name of this run's files.

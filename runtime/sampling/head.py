@@ -74,7 +74,7 @@ class Iteration:
 
 
 class Head:
-    """The graphs of a plan's head, each loaded when it is first needed.
+    """The graphs of a plan's head. If there are two for a step, each is loaded when it is needed.
 
     Timesteps are embedded once for each step table and cached.
 
@@ -88,6 +88,9 @@ class Head:
         self._session, self._timestep = session, session("timestep")
         self._offered = modulated
         self._embeddings: Recent[Array] = Recent(MAX_TABLES)
+        if not self._modulated:
+            # It is needed in any case, and only loaded graphs say how they run.
+            session("head")
 
     @cached_property
     def _modulated(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from disa.bench.report import compare, read_record, summary, write_record
+from disa.bench.report import compare, read_record, steps_of, summary, write_record
 from disa.errors import DisaError
 
 
@@ -23,6 +23,12 @@ def test_records_are_compared(record: dict[str, Any]) -> None:
     slower["variants"][0]["batch_size"] = 64
     with pytest.raises(DisaError, match="no variant in common"):
         compare(slower, record)
+
+
+def test_the_steps_of_a_plan_with_a_schedule_are_those_of_the_schedule() -> None:
+    options = {"steps": "50:5", "schedule": {"steps": [9, 7, 3]}}
+    assert steps_of({"options": options}) == "fitted 9:3"
+    assert steps_of({"options": {"steps": "50:5", "strategy": "cosine"}}) == "50:5 cosine"
 
 
 def test_a_family_without_a_floor_is_still_shown(record: dict[str, Any]) -> None:

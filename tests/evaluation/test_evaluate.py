@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from disa.evaluation.evaluate import evaluate
+from disa.evaluation.features import ImageFeatures
 from disa.evaluation.image_sets import ImageFiles
 from disa.evaluation.inception import Inception
 
@@ -43,3 +45,33 @@ def test_all_metrics(inception_weights: Path, tmp_path: Path) -> None:
         assert found[name] == pytest.approx(expected[name], rel=1e-6)
     for name in ("precision", "recall"):
         assert found[name] == expected[name]
+
+
+class Classifier:
+    """Stands in for a network that knows classes: all images are of class 1."""
+
+    name, width = "pixels", 2
+
+    def __call__(self, images: np.ndarray) -> ImageFeatures:
+        features = images.reshape(len(images), -1)[:, :2].astype(np.float32)
+        return ImageFeatures(features, classes=np.ones(len(images), np.int64))
+
+    def describe(self) -> dict[str, str]:
+        return {"features": self.name}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "accuracy"),
+    [([1, 0, 1, 1, 0, 1, 1, 1], 6 / 8), (["a boot"] * 8, None), (None, None)],
+)
+def test_accuracy_is_that_of_classes(
+    conditions: list[int | str] | None,
+    accuracy: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A classifier cannot compare its classes with prompts."""
+    images = ImageFiles(write_images(tmp_path / "a", 8, 0))
+    monkeypatch.setattr(ImageFiles, "conditions", conditions)
+    found = evaluate(images, images, Classifier(), batch_size=3)
+    assert found.get("accuracy") == accuracy

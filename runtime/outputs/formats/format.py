@@ -46,7 +46,7 @@ class Progress:
 
     Attributes:
         present: for each position, 1 if its image exists.
-        shards: the complete shards.
+        shards: the complete shards, whose units were deleted.
     """
 
     present: bytearray

@@ -86,12 +86,16 @@ class ShardedFormat:
             store.remove(_part_name(*part))
 
     def progress(self, store: Store, selection: Selection) -> Progress:
-        present, shards = bytearray(len(selection)), set()
+        present, shards, left = bytearray(len(selection)), set(), set()
         for name, start, stop in self._existing(store, len(selection)):
             present[start:stop] = b"\1" * (stop - start)
-            if not name.startswith(PARTS):
+            if name.startswith(PARTS):
+                left.add(start // self._shard_images)
+            else:
                 shards.add(Shard(start, stop))
-        return Progress(present, frozenset(shards))
+        # A shard whose units are still there was not finished: `assemble` deletes them.
+        finished = (shard for shard in shards if shard.start // self._shard_images not in left)
+        return Progress(present, frozenset(finished))
 
     def owned(self, store: Store, selection: Selection) -> Iterator[str]:
         return (name for name, _, _ in self._existing(store, len(selection)))

@@ -69,8 +69,10 @@ def processor_name() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def matrix_rate(engine: str, threads: int | None, size: int = MATRIX_SIZE) -> float:
-    """Operations per second of a large fp32 matmul on an engine of ONNX Runtime.
+def matrix_rate(
+    engine: str, threads: int | None, size: int = MATRIX_SIZE, precision: str | None = None
+) -> float:
+    """Operations per second of a large fp32 matmul on an engine.
 
     It is measured on the engine itself, so it is the rate in the precision in which the engine
     computes.
@@ -78,6 +80,7 @@ def matrix_rate(engine: str, threads: int | None, size: int = MATRIX_SIZE) -> fl
     Args:
         threads: CPU threads; None for all cores.
         size: rows and columns of the matrices.
+        precision: precision of the computation, see `open_session`.
 
     Raises:
         DisaError: the engine needs a compiled engine for each graph.
@@ -88,7 +91,7 @@ def matrix_rate(engine: str, threads: int | None, size: int = MATRIX_SIZE) -> fl
         path = Path(folder) / "matmul.plan"
         write_matmul_plan(path)
         with Plan.open(path) as plan:
-            session = open_session(plan, "matmul", engine, threads=threads)
+            session = open_session(plan, "matmul", engine, threads=threads, precision=precision)
             session.run(inputs)
             return 2 * size**3 / best_of(lambda: session.run(inputs))
 

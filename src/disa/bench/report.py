@@ -130,6 +130,8 @@ def row(entry: Mapping[str, Any]) -> list[str]:
 def steps_of(entry: Mapping[str, Any]) -> str:
     """The denoising steps of a variant, with the strategy unless it is linear."""
     options = entry["options"]
+    if schedule := options.get("schedule"):
+        return f"fitted {schedule['steps'][0]}:{schedule['steps'][-1]}"
     strategy = options.get("strategy", "linear")
     return str(options.get("steps")) + ("" if strategy == "linear" else f" {strategy}")
 

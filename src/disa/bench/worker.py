@@ -11,13 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..engines.open import choose_engine
 from ..engines.ort.providers import CPU
+from ..engines.plan.manifest import QUANTIZED
 from ..engines.plan.traits import Role
 from ..errors import DisaError
 from ..optional import is_memory_failure
 from ..runtime.families.options import canonical_defaults
 from ..runtime.pipeline import Pipeline, check_finite
 from ..runtime.stats import Stats
+from .calls import Work
 from .machine import matrix_rate, peak_memory, reset_peak_memory
 from .variant import Variant
 from .work import count_work
@@ -162,7 +165,7 @@ def serve(connection: Connection, plan: Path, engine: str, threads: int | None) 
         while True:
             request = connection.recv()
             if request == "rate":
-                answer: object = _rate(pipe, engine, threads)
+                answer: object = _rate(pipe, engine, threads, precision)
             elif request[0] == "describe":
                 answer = _describe(pipe, request[1], precision)
             else:
@@ -207,11 +210,25 @@ def _conditions(pipe: Pipeline, count: int) -> list[Any]:
 def _describe(pipe: Pipeline, variant: Variant, precision: str) -> dict[str, Any]:
     options = pipe.options(**variant.options)
     shown = {**canonical_defaults(pipe.plan.manifest.defaults), **variant.options}
+    if {"steps", "strategy"} & variant.options.keys():
+        shown.pop("schedule", None)
     return {
         "options": shown,
         "iterations": pipe.family.iterations(options),
-        "work": count_work(pipe.plan, options, variant.batch_size, precision),
+        "work": _work(pipe, options, variant.batch_size, precision),
     }
+
+
+def _work(pipe: Pipeline, options: Any, batch: int, precision: str) -> Work | None:
+    """The work whose time is the floor; None if it is not known.
+
+    Skipped steps and passes that reuse caches leave some of it out, and matmuls in 8 bits are
+    faster than the large one whose rate is measured.
+    """
+    approximate = options.tolerance or getattr(options, "refresh", None) is not None
+    if approximate or pipe.plan.manifest.precision in QUANTIZED:
+        return None
+    return count_work(pipe.plan, options, batch, precision)
 
 
 def _precision(pipe: Pipeline) -> str:
@@ -221,7 +238,10 @@ def _precision(pipe: Pipeline) -> str:
     return words[-1] if words else pipe.plan.manifest.precision
 
 
-def _rate(pipe: Pipeline, engine: str, threads: int | None) -> float | None:
+def _rate(pipe: Pipeline, engine: str, threads: int | None, precision: str) -> float | None:
     if not any(name in pipe.engine for name in CPU_SESSIONS):
         return None
-    return matrix_rate(engine, threads)
+    # By itself "auto" would decide for the matmul's own plan, which is in fp32.
+    chosen = choose_engine(pipe.plan, engine)
+    known = chosen == "openvino" and precision in ("fp32", "bf16")
+    return matrix_rate(chosen, threads, precision=precision if known else None)

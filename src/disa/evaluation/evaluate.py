@@ -54,7 +54,8 @@ def evaluate(
 
     Returns:
         frechet_distance (FID with Inception features); inception_score_mean and _std if the network
-        has logits; accuracy if it knows the model's classes; precision and recall.
+        has logits; accuracy if it knows the classes that the images were generated of; precision
+        and recall.
 
     Raises:
         DisaError: images are damaged, too few or not accepted by the network, or precision and
@@ -84,10 +85,13 @@ def _measure(
     moments, features = MomentsSum(), []
     score = InceptionScoreSum(images.count) if images.count >= SPLITS else None
     right = None
+    conditions = images.conditions
+    # Prompts are not classes.
+    known = conditions is not None and not isinstance(conditions[0], str)
     for batch in _batches(images, batch_size):
         seen = extractor(batch)
-        if seen.classes is not None and images.conditions is not None:
-            expected = images.conditions[moments.count : moments.count + len(batch)]
+        if seen.classes is not None and conditions is not None and known:
+            expected = conditions[moments.count : moments.count + len(batch)]
             right = (right or 0) + int(np.sum(seen.classes == np.asarray(expected)))
         moments.add(seen.features)
         if seen.logits is None:

@@ -20,4 +20,15 @@ def test_error_is_a_mean_over_tokens() -> None:
     error, cost = tradeoff.of([2] * 3, "calls")
     assert error == pytest.approx((difficulty / 4 * tokens).sum() / tokens.sum())
     assert cost == 2 * tokens.sum()
-    assert tradeoff.of([1000] * 3, "calls") == tradeoff.of([50] * 3, "calls")
+    assert tradeoff.of([1, 2, 2], "calls") == tradeoff.of([2] * 3, "calls")
+
+
+def test_more_steps_than_measured_cost_more_and_have_a_smaller_error() -> None:
+    """A baseline of 100 steps is not one of 50."""
+    counts, tokens = np.arange(2, 51), np.array([1, 2, 5])
+    calls = tokens[:, None] * counts.astype(float)
+    tradeoff = Tradeoff(counts, np.ones((3, 1)) / counts**2.0, calls, calls, tokens, np.ones(3))
+    for steps in ([100, 100, 100], [100, 50, 2]):
+        error, cost = tradeoff.of(steps, "calls")
+        assert error == pytest.approx((tokens / np.square(steps)).sum() / tokens.sum())
+        assert cost == pytest.approx((tokens * steps).sum())

@@ -1,12 +1,13 @@
 """A graph that asks for huge arrays is stopped by the limit and not by the machine."""
 
+import resource
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from disa.engines.ort.memory import memory_limit
+from disa.engines.ort.memory import limited_loading, memory_limit
 from disa.errors import InvalidRequest
 
 # The graph adds the sum of an array of `size` floats to x. The size depends on x, or is a
@@ -67,6 +68,19 @@ def test_huge_arrays_are_refused(kind: str) -> None:
 
 def test_small_ones_are_not() -> None:
     assert "[array([1.]" in outcome(1 << 20, "variable")[0].replace(", dtype=float32", "")
+
+
+def test_graphs_loaded_at_the_same_time_leave_no_limit_behind() -> None:
+    """As two models of a server: the first to begin is the first to end."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    first, second = limited_loading(), limited_loading()
+    first.__enter__()
+    limited = resource.getrlimit(resource.RLIMIT_DATA)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limited != before
+    second.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from disa.engines.gpu.device import Device
+from disa.engines.gpu.profile import Range, dimensions, graph_profile
 from disa.engines.gpu.shared import SharedGpu
-from disa.engines.plan.plan import Plan
+from disa.engines.plan.plan import Plan, PlanWriter
 from disa.engines.tensorrt.check import EngineMismatch
 from disa.engines.tensorrt.describe import describe
 from disa.engines.tensorrt.flavour import Flavour
@@ -14,8 +16,8 @@ from disa.errors import DisaError
 
 from ..gpu.fake_device import FakeDevice
 from . import fake_tensorrt
-from .fake_tensorrt import fake_flavour
-from .graphs import HEAD_INPUTS, write_plan
+from .fake_tensorrt import fake_engine, fake_flavour
+from .graphs import HEAD_INPUTS, MANIFEST_TOKENS, head, write_plan
 
 NAMES = [spec.name for spec in HEAD_INPUTS]
 
@@ -138,6 +140,24 @@ def test_the_engine_that_fits_is_taken_and_its_backend_found(tmp_path: Path) -> 
     host = host_with(FakeDevice())
     assert usable_backend(plan, host) == "tensorrt"
     assert open_engine(plan, "head", "tensorrt", host).ranges["rows"].maximum == 64
+
+
+def test_the_newest_engine_that_fits_is_taken(tmp_path: Path) -> None:
+    """An older one stays in the plan if it is for other GPUs too."""
+    ranges = dimensions(MANIFEST_TOKENS, {"num_iterations": 4}, Range(1, 2, 9))
+    profile = graph_profile("head", HEAD_INPUTS, ranges)
+    path = tmp_path / "new.plan"
+    with (
+        plan_of(tmp_path, architectures=("sm_86", "sm_89")) as plan,
+        PlanWriter.extend(plan, path) as writer,
+    ):
+        model, graph = head("fp32").SerializeToString(), plan.graph("head")
+        (old,) = plan.manifest.engines
+        newer = {"architectures": ("sm_89",), "profiles": (profile,), "member": "engines/new"}
+        writer.add_engine(replace(old, **newer), fake_engine(model, graph, profile))
+    for sm, rows in ((89, 144), (86, 64)):
+        host = host_with(FakeDevice(sm=sm))
+        assert open_engine(Plan.open(path), "head", "tensorrt", host).ranges["rows"].maximum == rows
 
 
 def test_the_inspector_tells_layers_and_memory(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from disa.engines.gpu.profile import Range
 from disa.engines.gpu.shared import SharedGpu
 from disa.engines.plan.plan import Plan
 from disa.engines.plan.traits import HOST_ONLY
-from disa.engines.tensorrt.load import Host, open_engine
+from disa.engines.tensorrt.load import Host, open_engine, usable_backend
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.replay.reference import RecordedRun
 from disa.runtime.replay.registry import REPLAYS
@@ -50,6 +50,33 @@ def test_recorded_runs(
     reference = RecordedRun(GOLDEN / name / f"{RUNS[name]}.npz")
     found = REPLAYS[pipe.plan.manifest.family](pipe, reference)
     assert max(float(entry.relative) for entry in found) < 1e-4
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_engines_of_all_graphs_that_a_gpu_runs_are_usable(
+    name: str, golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    """No engines are built for the graphs of the host's processor, and none are missed."""
+    path = Path(shutil.copy(golden_plan(name), tmp_path / "p.plan"))
+    flavour = fake_flavour(device := FakeDevice(), rtx=False)
+    host = Host(lambda name: flavour, SharedGpu(lambda: device))
+    with Plan.open(path) as plan:
+        assert usable_backend(plan, host) is None
+    with Plan.open(with_fake_engines(path, "tensorrt", Range(1, 2, 8))) as plan:
+        assert usable_backend(plan, host) == "tensorrt"
+
+
+def test_every_engine_tells_its_own_precision(
+    golden_plan: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Some graphs stay in fp32 in a plan of lower precision."""
+    path = Path(shutil.copy(golden_plan("mar", precision="fp16"), tmp_path / "p.plan"))
+    pipe = open_pipeline(
+        with_fake_engines(path, "tensorrt", Range(1, 2, 4)), "tensorrt", FakeDevice()
+    )
+    told = {name: session.description.split()[2] for name, session in pipe.sessions.items()}
+    assert told == {name: pipe.plan.manifest.precision_of(name) for name in told}
+    assert {told["timestep"], told["backbone"]} == {"fp32", "fp16"}
 
 
 def test_nothing_waits_before_the_images_are_wanted(

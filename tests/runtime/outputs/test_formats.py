@@ -77,6 +77,19 @@ def test_an_interrupted_run_gives_the_same_shards(kind: str, tmp_path: Path) -> 
     assert not (tmp_path / "cut" / "parts").exists()
 
 
+@pytest.mark.parametrize("kind", SHARDED)
+def test_units_that_were_left_beside_their_shard_are_deleted(kind: str, tmp_path: Path) -> None:
+    """As by a run that was killed between writing the shard and deleting them."""
+    selection = Selection.of_seed(CLASSES, 0)
+    generate(tmp_path, layout(kind), selection)
+    whole = contents(tmp_path)
+    unit = Unit(0, selection.rows(0, 3), [0, 1, 2])
+    files = {index: encode_image(pixels(index), ImageType()) for index in range(3)}
+    format_of(layout(kind)).write(LocalStore(tmp_path), unit, files)
+    generate(tmp_path, layout(kind), selection)
+    assert contents(tmp_path) == whole
+
+
 @pytest.mark.parametrize("kind", [*SHARDED, "folder"])
 def test_what_was_written_is_read(kind: str, tmp_path: Path) -> None:
     selection = Selection([7, 2, *range(20, 29)], CLASSES, list(range(COUNT)))

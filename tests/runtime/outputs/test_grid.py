@@ -20,6 +20,21 @@ def test_every_image_is_on_the_sheet(count: int, side: int) -> None:
     assert (shown >= min(side, 72) ** 2).all()
 
 
+@pytest.mark.parametrize("conditions", [[0, 1, 2, 0, 1, 2], [7] * 6])
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (256, 64), (64, 96)])
+def test_images_that_are_not_square_do_not_cover_each_other(
+    height: int, width: int, conditions: list[int]
+) -> None:
+    colours = np.array([(0, 200, 40 * index) for index in range(6)], np.uint8)
+    images = [np.broadcast_to(colour, (height, width, 3)) for colour in colours]
+    sheet = np.asarray(make_grid(images, conditions, None))
+    for colour in colours:
+        shown = (sheet == colour).all(axis=-1)
+        rows, columns = shown.any(axis=1).sum(), shown.any(axis=0).sum()
+        assert shown.sum() == rows * columns
+        assert rows / columns == pytest.approx(height / width, rel=0.02)
+
+
 def test_classes_in_turn_are_columns() -> None:
     images = [np.full((8, 8), index % 10 * 20, np.uint8) for index in range(30)]
     sheet = np.asarray(make_grid(images, [index % 10 for index in range(30)], ["name"] * 10))
@@ -130,6 +145,13 @@ def test_a_long_label_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid._fitted("abc", int(font.getlength("abc")) + 1, font) == "abc"
     exact = font.getlength("mmmm")
     assert grid._fitted("mmmm", exact, font) == "mmmm"
+
+
+def test_the_label_of_a_long_prompt_is_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cutting it letter by letter would take minutes."""
+    ((_, text),) = labels(monkeypatch, ["a dog\n and a cat " * 4000], None)
+    assert text.startswith("a dog an")
+    assert len(text) < 30
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 30))

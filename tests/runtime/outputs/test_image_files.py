@@ -57,6 +57,26 @@ def test_channels_that_cannot_be_written(channels: int, name: str) -> None:
         encode_image(pixels(channels), ImageType(name))
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"), [("P", "PNG"), ("1", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG")]
+)
+def test_other_images_of_eight_bits_become_rgb(mode: str, name: str) -> None:
+    """The numbers in an image with a palette are not its colours."""
+    image = Image.fromarray(pixels(3)).convert(mode)
+    file = io.BytesIO()
+    image.save(file, name)
+    found = decode_image(file.getvalue(), "it")
+    with Image.open(file) as saved:
+        np.testing.assert_array_equal(found, saved.convert("RGB"))
+
+
+def test_images_of_more_bits_are_refused() -> None:
+    file = io.BytesIO()
+    Image.new("I;16", (2, 2), 1000).save(file, "PNG")
+    with pytest.raises(DisaError, match="it does not have 8 bits a channel"):
+        decode_image(file.getvalue(), "it")
+
+
 def test_latents() -> None:
     latents = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4)
     file = encode_latents(latents)

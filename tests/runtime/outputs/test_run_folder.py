@@ -31,9 +31,10 @@ def pixels(index: int) -> np.ndarray:
 
 def open_folder(place: Path, count: int, **options: Any) -> RunFolder:
     layout = options.pop("layout", Layout())
+    engine = options.pop("engine", "test")
     request = options.pop("request", REQUEST)
     selection = Selection.of_seed([0] * count, 3, options.pop("first", 0))
-    return RunFolder(LocalStore(place), request, selection, layout, "test", **options)
+    return RunFolder(LocalStore(place), request, selection, layout, engine, **options)
 
 
 def write(folder: RunFolder, unit: Unit) -> None:
@@ -107,6 +108,30 @@ def test_a_longer_run_does_not_take_files_in(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match=r"no run\.json"):
         run(tmp_path, 6)
     assert (tmp_path / "000005.png").read_bytes() == b"mine"
+
+
+def test_a_run_that_replaces_an_empty_one_does_not_take_files_in(tmp_path: Path) -> None:
+    """The record of the empty run lists other images than the files that are there."""
+    (tmp_path / "000001.png").write_bytes(b"mine")
+    with open_folder(tmp_path, 4, first=100):
+        pass
+    with pytest.raises(DisaError, match=r"no run\.json"):
+        run(tmp_path, 4)
+    assert (tmp_path / "000001.png").read_bytes() == b"mine"
+    (tmp_path / "000001.png").unlink()
+    assert run(tmp_path, 4)["complete"]
+
+
+def test_the_record_has_the_engines_of_all_images(tmp_path: Path) -> None:
+    with open_folder(tmp_path, 4, engine="slow"):
+        pass
+    for count, engine, expected in (
+        (4, "exact", "exact"),  # The slow one has generated nothing,
+        (4, "quick", "exact"),  # nor has the quick one now,
+        (6, "quick", "exact, then quick"),  # but now it has.
+        (8, "quick", "exact, then quick"),
+    ):
+        assert run(tmp_path, count, engine=engine)["engine"] == expected
 
 
 def test_units_keep_their_company(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_arrays_on_a_device_go_the_plain_way(plan: Plan) -> None:
     assert Head(lambda name: timestep, True).parts(2, 50) is None
 
 
+def test_the_head_of_a_device_is_loaded_at_once(plan: Plan) -> None:
+    """Its description says whether its steps are CUDA graphs."""
+    sessions = opened(plan)
+    Head(sessions.__getitem__, True)
+    assert not dict.__contains__(sessions, "head")
+    sessions["timestep"].empty = lambda shape, dtype: object()  # type: ignore[method-assign]
+    Head(sessions.__getitem__, True)
+    assert dict.__contains__(sessions, "head")
+
+
 @pytest.mark.parametrize("engine", ["cpu", "openvino"])
 @pytest.mark.parametrize("options", [{}, {"tolerance": 0.5}, {"guidance_scale": 1.0}])
 def test_both_ways_give_the_same_tokens(
