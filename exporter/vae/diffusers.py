@@ -36,6 +36,8 @@ _ONLY = {
     "act_fn": "silu",
     "norm_num_groups": 32,
     "mid_block_add_attention": True,
+    "latents_mean": None,
+    "latents_std": None,
 }
 
 

@@ -145,6 +145,8 @@ def test_the_shift_that_a_vae_states_must_be_confirmed(tmp_path: Path) -> None:
         ({"_class_name": "AutoencoderDC"}, "AutoencoderDC, not AutoencoderKL"),
         ({"act_fn": "gelu"}, "act_fn gelu"),
         ({"norm_num_groups": 16}, "norm_num_groups 16"),
+        ({"latents_mean": [0.5]}, r"latents_mean \[0.5\], but only None"),
+        ({"latents_std": [2.0]}, "latents_std"),
         ({"scaling_factor": "big"}, "positive number"),
         ({"scaling_factor": 0}, "positive number"),
     ],
