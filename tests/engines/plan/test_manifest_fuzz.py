@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+
 from disa.checked_json import JSONError
 from disa.engines.plan.manifest import parse_manifest
 from disa.engines.plan.plan import Plan
@@ -51,7 +53,7 @@ def test_each_field(pixel_plan: Path, frugal: None) -> None:
             opened = Plan(pixel_plan, parsed, [], cast(Any, b""), ())
             # Sessions are not opened: only what is read from the manifest is tried.
             sessions: Any = {
-                name: SimpleNamespace(inputs=graph.inputs, outputs=graph.outputs)
+                name: SimpleNamespace(inputs=graph.inputs, outputs=graph.outputs, empty=np.empty)
                 for name, graph in parsed.graphs.items()
             }
             open_family(opened, sessions).conditions([0])
