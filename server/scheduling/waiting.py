@@ -84,6 +84,8 @@ class WaitingQueue:
             self._changed.wait_for(lambda: self._closed or len(self._tickets) > count, seconds)
 
     def _remove_cancelled(self) -> None:
+        if not any(ticket.cancelled for ticket in self._tickets):
+            return
         waiting: deque[Ticket] = deque()
         for ticket in self._tickets:
             if ticket.cancelled:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ..bench.report import check_writable, write_text
 from ..calibration.calibrate import (
@@ -32,6 +31,7 @@ from ..errors import DisaError
 from ..progress import progress_bar
 from ..runtime.outputs.run_folder import identify
 from ..runtime.pipeline import Pipeline
+from .command import refuse_options
 from .options.groups import ENGINE, OUTPUT, WHAT, GroupedCommand
 from .options.sampling import sampling_options_without
 from .options.selection import all_prompts, repeat_in_turn
@@ -213,7 +213,7 @@ def main(
                 **sampling,
             )
     else:
-        refuse_generation_options()
+        refuse_options(GENERATION_OPTIONS, "--measured generates no images")
         with Plan.open(plan) as opened:
             baseline = baseline_schedule(opened, sampling)
             check_fit(fit, match, cost, opened)
@@ -227,19 +227,6 @@ def main(
 
         draw(done.measured, done.schedule, done.baseline, path.with_suffix(".png"))
     click.echo(compact(content) if as_json else summary(content, path))
-
-
-def refuse_generation_options() -> None:
-    """Refuse options that affect only the generation of images.
-
-    Raises:
-        click.UsageError: such an option is on the command line.
-    """
-    context = click.get_current_context()
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if given and option.name in GENERATION_OPTIONS:
-            raise click.UsageError(f"--measured generates no images: leave out {option.opts[0]}")
 
 
 def prepare(path: Path) -> None:

@@ -3,9 +3,11 @@
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .. import __version__
 from ..errors import DisaError
@@ -65,6 +67,19 @@ class DisaCommand(click.Command):
             if sentence is None:
                 raise
             _fail(ctx, sentence, EXIT_FAILURE)
+
+
+def refuse_options(names: Collection[str | None], why: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        click.UsageError: such an option is on the command line.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name in names:
+            raise click.UsageError(f"{why}: leave out {option.opts[0]}")
 
 
 def _sentence(error: Exception) -> str | None:

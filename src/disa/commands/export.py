@@ -1,13 +1,12 @@
 """disa-export: makes a plan from a checkpoint."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ..engines.gpu.profile import Range
 from ..engines.plan.manifest import QUANTIZED
@@ -23,6 +22,7 @@ from ..exporter.destination import PLAN_SUFFIX, plan_path, refuse_inputs, refuse
 from ..optional import import_failed
 from ..runtime.families.conditions.labels import read_labels
 from ..runtime.sampling.schedule import read_schedule, schedule_content
+from .command import refuse_options
 from .options.engines import engine_options
 from .options.groups import ENGINE, OUTPUT, WHAT, GroupedCommand
 from .options.model_path import ModelPath
@@ -261,19 +261,6 @@ def main(
     if engines is not None:
         _report_engines(add_engines(path, engines))
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def refuse_options(names: Collection[str | None], why: str) -> None:
-    """Refuse options that would have no effect.
-
-    Raises:
-        click.UsageError: such an option is on the command line.
-    """
-    context = click.get_current_context()
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if given and option.name in names:
-            raise click.UsageError(f"{why}: leave out {option.opts[0]}")
 
 
 @dataclass(frozen=True)
