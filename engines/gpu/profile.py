@@ -10,8 +10,9 @@ from ...errors import DamagedFile, InvalidRequest
 from ..plan.engine_info import ShapeRange
 from ..session import TensorSpec
 
-MAX_TABLE = 1000
-"""Largest number of rows in a table of timesteps: samplers use at most the training steps."""
+MAX_TABLE = 4096
+"""Largest number of rows in a table of timesteps. A sampler has at most 1,000, but a server joins
+the tables of all images in a batch: those of 50, 49, ... 5 steps are 1,265 rows."""
 MAX_ROWS = 2048
 """Rows of a denoising step in one call. This many saturate any GPU; more are split."""
 

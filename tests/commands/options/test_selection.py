@@ -37,6 +37,12 @@ def test_classes_are_spread() -> None:
     assert select(classes(), classes=["3", "7"]).conditions == [3, 7]
 
 
+@pytest.mark.parametrize("count", [4, 10, 16, 1000])
+@pytest.mark.parametrize("first", [None, 0, 3])
+def test_the_default_number_is_independent_of_the_classes(count: int, first: int | None) -> None:
+    assert len(select(classes(count), first_image=first)) == 16
+
+
 def test_a_number_of_each() -> None:
     conditions = select(classes(4), per_class=3).conditions
     assert sorted(conditions) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]

@@ -38,7 +38,7 @@ def test_dimensions_of_mar() -> None:
     assert ranges["predicted"] == Range(1, 5, 256)
     assert ranges["guidance"] == Range(1, 2, 2)
     assert ranges["rows"] == Range(1, 40, 2048)
-    assert ranges["steps"].maximum == 1000
+    assert ranges["steps"].maximum >= max(1000, sum(range(5, 51)))
 
 
 def test_few_tokens_need_few_rows() -> None:

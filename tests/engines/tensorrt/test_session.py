@@ -5,7 +5,7 @@ import pytest
 
 from disa.engines.gpu import loop
 from disa.engines.gpu.array import DeviceArray
-from disa.engines.gpu.profile import Range
+from disa.engines.gpu.profile import MAX_TABLE, Range
 from disa.engines.gpu.shared import SharedGpu
 from disa.engines.ort.session import OnnxRuntimeSession
 from disa.engines.plan.plan import Plan
@@ -328,8 +328,10 @@ def test_arrays_of_another_stream_are_taken(bench: Bench, tmp_path: Path) -> Non
 @BACKENDS
 def test_a_table_that_is_too_long_is_refused(backend: str, tmp_path: Path) -> None:
     session = Bench(tmp_path, backend).open("head")
-    with pytest.raises(DisaError, match="1 to 1000 steps, and the request has 1001"):
-        session.iterate(CARRY, *head_arrays(1, 1001))
+    with pytest.raises(
+        DisaError, match=f"1 to {MAX_TABLE} steps, and the request has {MAX_TABLE + 1}"
+    ):
+        session.iterate(CARRY, *head_arrays(1, MAX_TABLE + 1))
 
 
 def test_wrong_inputs_are_told(bench: Bench) -> None:

@@ -29,7 +29,8 @@ _OPTIONS = (
     click.option(
         "--num",
         type=click.IntRange(1, MAX_NUM),
-        help=f"Images to generate; by default one for each --class, or {DEFAULT_NUM}.",
+        help="Images to generate; by default one for each --class or --prompt, or"
+        f" {DEFAULT_NUM} without these.",
     ),
     click.option(
         "--per-class",
@@ -116,14 +117,16 @@ def select_images(options: SelectionOptions, conditions: Conditions) -> Selectio
         raise DisaError("--per-class sets the number of images: leave out --num")
     turn = _turn(options, conditions)
     first = options.first_image or 0
+    default = DEFAULT_NUM
+    if turn is not None:
+        default = len(turn) * (options.per_class or 1)
+    count = options.num or default
     if turn is None:
         assert conditions.classes is not None
-        count = options.num or DEFAULT_NUM
         # An image must not depend on how a long run is split, so the classes alternate.
         if options.first_image is None and count < conditions.classes:
             return Selection.of_seed(spread(conditions.classes, count), options.seed)
         turn = range(conditions.classes)
-    count = options.num or len(turn) * (options.per_class or 1)
     if count > MAX_NUM:
         raise DisaError(f"{count} images are more than {MAX_NUM}: use --first-image and parts")
     return Selection.of_seed(repeat_in_turn(turn, count, first), options.seed, first)
