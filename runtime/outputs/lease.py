@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 import uuid
 from datetime import UTC, datetime
 
@@ -12,6 +13,8 @@ from .remote import RemoteStore, modified
 
 RENEWAL_SECONDS = 20.0
 LEASE_SECONDS = 90.0
+SETTLING_SECONDS = 2.0
+"""Two processes that find the same expired lease replace it within so many seconds."""
 
 
 class Lease:
@@ -28,9 +31,19 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._data = json.dumps(holder() | {"token": self._token}).encode()
         self._acquire()
+        self._lost: DisaError | None = None
         self._released = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
         self._renewal.start()
+
+    def check(self) -> None:
+        """Check that the lease was not lost, at the last renewal.
+
+        Raises:
+            DisaError: another process took it, because it was not renewed for so long.
+        """
+        if self._lost:
+            raise self._lost
 
     def release(self) -> None:
         """End the lease."""
@@ -41,7 +54,8 @@ class Lease:
                 self._store.remove(LOCK)
 
     def _acquire(self) -> None:
-        if self._store.exists(LOCK):
+        expired = self._store.exists(LOCK)
+        if expired:
             age = datetime.now(UTC) - _with_zone(modified(self._store, LOCK))
             if age.total_seconds() < LEASE_SECONDS:
                 raise self._taken()
@@ -51,14 +65,22 @@ class Lease:
                 self._store.fs.pipe_file(self._path, self._data, mode="create")
         except FileExistsError as error:
             raise self._taken() from error
+        if expired:
+            time.sleep(SETTLING_SECONDS)
         if not self._held():
             raise self._taken()
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWAL_SECONDS):
             with contextlib.suppress(OSError), self._store.errors(LOCK):
-                if self._held():
+                content = self._content()
+                if content == self._data:
                     self._store.fs.pipe_file(self._path, self._data)
+                elif content:
+                    self._lost = DisaError(
+                        f"{self._store} was taken over by {describe_holder(content)}, because this "
+                        f"run did not renew its lock for {LEASE_SECONDS:.0f} s: run again after it"
+                    )
 
     def _held(self) -> bool:
         return self._content() == self._data

@@ -19,6 +19,14 @@ MAX_HOLDER_BYTES = 4096
 class Lock(Protocol):
     """The exclusive right to write a run."""
 
+    def check(self) -> None:
+        """Check that the lock was not lost.
+
+        Raises:
+            DisaError: another process has it.
+        """
+        ...
+
     def release(self) -> None:
         """End the lock."""
         ...
@@ -57,6 +65,9 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(json.dumps(holder()).encode())
         self._file.flush()
+
+    def check(self) -> None:
+        """The operating system keeps the lock while this process lives."""
 
     def release(self) -> None:
         """End the lock."""

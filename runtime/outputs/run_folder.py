@@ -128,7 +128,12 @@ class RunFolder:
         return [shard for shard in self._open_shards.values() if self._full(shard)]
 
     def finished(self, unit: Unit, stats: Stats, worker: str = "") -> list[Shard]:
-        """Record that a unit is written; returns the shards that can be assembled now."""
+        """Record that a unit is written; returns the shards that can be assembled now.
+
+        Raises:
+            DisaError: another process writes here by now.
+        """
+        self._lock.check()
         for offset in unit.missing:
             self._present[unit.start + offset] = 1
         content: dict[str, Any] = {"images": [unit.start, unit.stop]}
@@ -152,9 +157,10 @@ class RunFolder:
             The record.
 
         Raises:
-            DisaError: an image was removed or is damaged, or there are no pixels for
-                samples.npz.
+            DisaError: an image was removed or is damaged, there are no pixels for samples.npz, or
+                another process writes here by now.
         """
+        self._lock.check()
         with storing(self.store):
             self._log.flush()
             progress = self._format.progress(self.store, self._record.selection)
@@ -188,6 +194,9 @@ class RunFolder:
         progress = self._format.progress(self.store, self._record.selection)
         self._refuse_unlisted(earlier, progress)
         self._present = progress.present
+        if self.missing() and not self.layout.sharded:
+            # It would be without the images that are added now.
+            self.store.remove(SAMPLES)
         self._open_shards = {
             shard.start // self.layout.shard_images: shard
             for shard in (self._all_shards() if self.layout.sharded else [])

@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -56,6 +58,7 @@ def test_a_lease_ends_when_it_is_not_renewed(
     with pytest.raises(DisaError, match="is being written"):
         Lease(store)
     age(store, monkeypatch, 91, zone)
+    monkeypatch.setattr(lease, "SETTLING_SECONDS", 0.0)
     second = Lease(store)
     first.release()  # It does not end the lease that is another's by now.
     assert store.exists(LOCK)
@@ -74,8 +77,13 @@ def test_a_lease_is_renewed(store: RemoteStore, monkeypatch: pytest.MonkeyPatch)
         assert time.monotonic() < end
         time.sleep(0.01)
     assert store.fs.cat_file(store.path(LOCK)) == content
+    mine.check()
     store.fs.pipe_file(store.path(LOCK), b"another's")
-    time.sleep(0.05)
+    while not mine._lost:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    with pytest.raises(DisaError, match="was taken over by another run"):
+        mine.check()
     assert store.fs.cat_file(store.path(LOCK)) == b"another's"
     mine.release()
     assert store.fs.cat_file(store.path(LOCK)) == b"another's"
@@ -96,6 +104,34 @@ def test_two_at_the_same_moment(store: RemoteStore, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(store.fs, "pipe_file", overtaken)
     with pytest.raises(DisaError, match="is being written by another run"):
         Lease(store)
+
+
+def test_of_two_that_find_an_expired_lease_one_gets_it(
+    store: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = Lease(store)
+    age(store, monkeypatch, 91, True)
+    monkeypatch.setattr(lease, "SETTLING_SECONDS", 0.2)
+    remove, both = store.remove, threading.Barrier(2)
+
+    def together(name: str) -> None:
+        both.wait(10)
+        remove(name)
+
+    monkeypatch.setattr(store, "remove", together)
+
+    def acquire() -> Lease | None:
+        try:
+            return Lease(store)
+        except DisaError:
+            return None
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [each.result() for each in [threads.submit(acquire) for _ in range(2)]]
+    monkeypatch.undo()
+    [held] = [each for each in found if each]
+    held.release()
+    dead.release()
 
 
 def test_a_holder_of_any_length_is_not_read_whole(store: RemoteStore) -> None:

@@ -17,6 +17,7 @@ from disa.runtime.outputs import run_folder
 from disa.runtime.outputs.formats.format import Shard, Unit
 from disa.runtime.outputs.image_files import ImageType, encode_image, encode_latents
 from disa.runtime.outputs.layout import Layout
+from disa.runtime.outputs.lock import FolderLock
 from disa.runtime.outputs.run_folder import RunFolder, identify
 from disa.runtime.outputs.selection import Selection
 from disa.runtime.outputs.store import LocalStore
@@ -304,6 +305,29 @@ def test_samples_are_made_when_they_are_wanted(tmp_path: Path) -> None:
     assert samples["arr_0"][:, 0, 0, 0].tolist() == [0, 1, 2]
     run(tmp_path, 3, overwrite=True)
     assert not (tmp_path / "samples.npz").exists()
+
+
+def test_samples_of_fewer_images_are_removed(tmp_path: Path) -> None:
+    run(tmp_path, 3)
+    with open_folder(tmp_path, 3) as folder:
+        folder.finish(None, npz=True)
+    run(tmp_path, 2)
+    assert (tmp_path / "samples.npz").exists()
+    run(tmp_path, 5)
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_a_lost_lock_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: FolderLock) -> None:
+        raise DisaError("taken over")
+
+    with open_folder(tmp_path, 3) as folder:
+        monkeypatch.setattr(FolderLock, "check", lost)
+        with pytest.raises(DisaError, match="taken over"):
+            write(folder, next(folder.units(4)))
+        with pytest.raises(DisaError, match="taken over"):
+            folder.finish(None)
+    assert not json.loads((tmp_path / "run.json").read_text())["complete"]
 
 
 def test_latents_have_no_grid(tmp_path: Path) -> None:
