@@ -93,7 +93,7 @@ def calibrate(
         target: limit of the error, instead of `match`.
         cost: "calls" of the head weighted by their rows, or the measured "time". By default calls
             for steps; iterations are fitted to time, which includes the backbone.
-        refresh: also fit the full passes of a backbone that remembers, so that the error of all
+        refresh: also fit the full passes of a cached backbone, so that the error of all
             other passes is at most this.
         batch_size: images of a batch; None chooses it by the model's size.
         bar: creates a progress bar from a number of images and a description.

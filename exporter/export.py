@@ -171,7 +171,7 @@ def _check_refresh(defaults: Mapping[str, Any], cached_backbone: bool) -> None:
     if cached_backbone:
         return
     if defaults.get("refresh") or (defaults.get("schedule") or {}).get("refresh"):
-        raise DisaError("full passes need a backbone that remembers: add --cached-backbone")
+        raise DisaError("full passes need a cached backbone: add --cached-backbone")
 
 
 def plan_name(source: Path, opened: OpenedModel) -> str:
@@ -210,7 +210,7 @@ def open_decoder(
 
 
 def cached_graphs(family: Family, model: Any) -> tuple[list[Graph], dict[str, list[int]]]:
-    """The graphs of a backbone with a memory, and the sizes of the dimensions they bring.
+    """The graphs of a cached backbone, and the sizes of their additional dimensions.
 
     Raises:
         InvalidRequest: the family has none.
@@ -218,7 +218,7 @@ def cached_graphs(family: Family, model: Any) -> tuple[list[Graph], dict[str, li
     make = getattr(family, "cached_graphs", None)
     if make is None:
         raise InvalidRequest(
-            f"a {family.FAMILY} model remembers by itself: leave out --cached-backbone"
+            f"a {family.FAMILY} model always uses its caches: leave out --cached-backbone"
         )
     graphs, dimensions = make(model)
     return list(graphs), dict(dimensions)
@@ -244,7 +244,7 @@ def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]
     language_model = content["model"].get("llm")
     if language_model is None:
         raise DisaError(
-            f"a model of the family {content['family']} takes no text: leave --tokenizer"
+            f"a model of the family {content['family']} takes no text: leave out --tokenizer"
         )
     return read_tokenizer(Path(folder), language_model["vocab_size"])
 

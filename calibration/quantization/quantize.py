@@ -86,7 +86,7 @@ def quantize(
             differences = list(job.compare_tokens())
             report("measuring the speed")
             graphs = [job.timed(graph) for graph in graphs]
-        # The first round is the plain one; a second one is with a backbone that remembers.
+        # The first round is the plain one; a second one is with a cached backbone.
         tokens, refreshed, *_ = (*differences, None, None)
         result = Quantized(output, graphs, tokens, refreshed, job.rounds[-1].refresh)
         halves = [job.quantize_half(name) for name in job.halves]
