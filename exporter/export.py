@@ -100,6 +100,8 @@ def export(
         DisaError: bad input, a default that is not valid, a graph beyond the tolerance, or a
             plan that cannot be written. No file is left in this case.
     """
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise InvalidRequest(f"the tolerance must be a number of at least 0, not {tolerance}")
     if precision in QUANTIZED:
         raise DisaError(f"{precision} needs calibration: export in fp32, and quantise that plan")
     precision = Precision(precision)
@@ -243,9 +245,7 @@ def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]
         return None
     language_model = content["model"].get("llm")
     if language_model is None:
-        raise DisaError(
-            f"a model of the family {content['family']} takes no text: leave out --tokenizer"
-        )
+        raise DisaError(f"a {content['family']} model takes no text: leave out --tokenizer")
     return read_tokenizer(Path(folder), language_model["vocab_size"])
 
 
@@ -257,8 +257,12 @@ def _class_names(
         [str(name) for name in recorded] if isinstance(recorded, list) else None
     )
     classes = content["model"].get("class_num")
+    if names is not None and classes is None:
+        raise InvalidRequest(
+            f"a {content['family']} model has no classes: leave out the class names (--labels)"
+        )
     if names is not None and len(names) != classes:
-        raise DisaError(
+        raise InvalidRequest(
             f"there are {len(names)} class names for {classes} classes: give one for each"
         )
     return list(names) if names else None

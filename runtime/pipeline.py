@@ -345,7 +345,10 @@ class Pipeline:
         else:
             wanted, other, kind = class_labels, prompt, "class"
         if other is not None:
-            raise InvalidRequest(f"a {self.plan.manifest.family} model needs a {kind}: give one")
+            takes = "classes, not prompts" if kind == "class" else "prompts, not classes"
+            raise InvalidRequest(
+                f"a {self.plan.manifest.family} model takes {takes}: give a {kind}"
+            )
         if wanted is None and kind == "class":
             return self.family.conditions([None])
         listed = _listed(wanted)

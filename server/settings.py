@@ -45,14 +45,14 @@ class ServerSettings:
     max_images: int = field(
         default=64,
         metadata=about(
-            int, "Largest number of images of a model that run at once.", limits=Limits(1, 4096)
+            int, "Largest number of running images of each model.", limits=Limits(1, 4096)
         ),
     )
     max_queue: int = field(
         default=256,
         metadata=about(
             int,
-            "Largest number of waiting images of a model; more are refused with 429.",
+            "Largest number of waiting images of each model; more are refused (status 429).",
             limits=Limits(10, 1_000_000),
         ),
     )
@@ -64,7 +64,7 @@ class ServerSettings:
         default=30.0,
         metadata=about(
             float,
-            "Seconds that running images have to finish when the server is stopped.",
+            "Seconds in which running images may finish when the server is stopped.",
             limits=Limits(0, INFINITY),
         ),
     )
@@ -74,16 +74,16 @@ class ServerSettings:
         default="cohorts",
         metadata=about(
             PolicyName,
-            "When waiting images start: cohorts, at the next AR iteration if fewer than --cohorts "
-            "groups are running; join, at the next AR iteration; static and single, when the "
-            "running batch or image is finished.",
+            "When waiting images start: at the next AR iteration if fewer than --cohorts groups "
+            "are running (cohorts), at the next AR iteration (join), when the running batch is "
+            "finished (static), or when the running image is finished (single).",
         ),
     )
     cohorts: int = field(
         default=2,
         metadata=about(
             int,
-            "Largest number of groups, each with its own backbone calls, for --policy cohorts.",
+            "Largest number of groups with separate backbone calls, for --policy cohorts.",
             limits=Limits(1, INFINITY),
         ),
     )
@@ -91,7 +91,7 @@ class ServerSettings:
         default=0.05,
         metadata=about(
             float,
-            "Seconds to collect a batch, for --policy static.",
+            "Seconds in which a batch is collected, for --policy static.",
             limits=Limits(0, 60),
         ),
     )
@@ -99,7 +99,7 @@ class ServerSettings:
         default=30.0,
         metadata=about(
             float,
-            "Seconds after which the warm-up starts no larger batch; it always runs one image.",
+            "Seconds after which the warm-up starts no larger batch; one image is always run.",
             limits=Limits(0, INFINITY),
         ),
     )

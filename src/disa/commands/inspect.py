@@ -29,7 +29,9 @@ _SOURCE_LINES = ("weights", "averaged", "lora", "ignored", "latent_scale", "late
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.option("--check", is_flag=True, help="Read the whole file and compare all checksums.")
-@click.option("--layers", is_flag=True, help="Show the layers of engines that can run here.")
+@click.option(
+    "--layers", is_flag=True, help="Show the layers of the TensorRT engines that can run here."
+)
 def main(plan: Path, as_json: bool, check: bool, layers: bool) -> None:
     """Show the contents of PLAN: model, sizes, defaults, graphs and engines.
 
