@@ -1,5 +1,6 @@
 """Settings of a server."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -10,6 +11,8 @@ from ..runtime.families.options import Limits, about, check_value
 
 MIB = 1 << 20
 INFINITY = float("inf")
+_ORIGIN = re.compile(r"https?://[^\s/?#]+")
+_URL = re.compile(_ORIGIN.pattern + r"(/[^\s?#]*)?")
 
 
 class PolicyName(StrEnum):
@@ -38,6 +41,9 @@ class ServerSettings:
         result_bytes: largest total size of the stored images of answers with URLs.
         result_seconds: time for which these images are stored.
         max_connections: largest number of open connections.
+
+    Raises:
+        InvalidRequest: `public_url` or an origin in `cors` is not one.
     """
 
     host: str = "127.0.0.1"
@@ -116,6 +122,19 @@ class ServerSettings:
     result_bytes: int = 256 * MIB
     result_seconds: float = 3600.0
     max_connections: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None and not _URL.fullmatch(self.public_url):
+            raise InvalidRequest(
+                "the public url must begin with http:// or https://, such as "
+                f"https://images.example.org, not {self.public_url[:80]!r}"
+            )
+        for origin in self.cors:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"an origin for CORS must be * or such as https://example.org, without a path, "
+                    f"not {origin[:80]!r}"
+                )
 
 
 SETTABLE = {each.name: each for each in fields(ServerSettings) if each.metadata}

@@ -46,9 +46,11 @@ class Limits:
 
     def __str__(self) -> str:
         if self.open:
-            return f"above {self.low:g} and below {self.high:g}"
+            return f"above {self.low:.10g} and below {self.high:.10g}"
         return (
-            f"at least {self.low:g}" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+            f"at least {self.low:.10g}"
+            if math.isinf(self.high)
+            else f"{self.low:.10g} to {self.high:.10g}"
         )
 
 
