@@ -82,9 +82,8 @@ def export(
         tokenizer: folder with the tokenizer of a text-to-image model.
         precision: of the matmuls in the graphs.
         config: sizes that tensors do not show, or a JSON file with them.
-        weights: the key of the weights; by default the averaged ones, if there are any.
-        ignore_tensors: patterns for names of tensors that the model does not use and that may be
-            ignored.
+        weights: key of the weights; by default the averaged ones, if there are any.
+        ignore_tensors: patterns for names of unused tensors that may be ignored.
         latent_scale, latent_shift: the model was trained on `(latents - shift) * scale`; 0.2325
             and 0 by default.
         defaults: default sampling options of the plan.
@@ -96,9 +95,12 @@ def export(
         overwrite: replace an existing plan of another checkpoint.
         report: called with the name of each stage when it starts.
 
+    Returns:
+        The path and the manifest of the plan, and the measured errors.
+
     Raises:
-        DisaError: bad input, a default that is not valid, a graph beyond the tolerance, or a
-            plan that cannot be written. No file is left in this case.
+        DisaError: an input or an option is not valid, a graph exceeds the tolerance, or the plan
+            cannot be written. No file is left in this case.
     """
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise InvalidRequest(f"the tolerance must be a number of at least 0, not {tolerance}")

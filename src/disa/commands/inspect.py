@@ -15,7 +15,7 @@ from ..progress import progress_bar
 from .command import DisaCommand
 
 _MAX_TEXT = 400
-# Fields of the manifest's source that are shown on lines of their own.
+# Fields of the manifest's source that are shown on separate lines.
 _SOURCE_LINES = ("weights", "averaged", "lora", "ignored", "latent_scale", "latent_shift")
 
 
