@@ -1,4 +1,4 @@
-# Two commands for newcomers: `make demo` and `make test`.
+# First commands: `make demo` and `make test`; `make help` lists the others.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ SOURCES := exporter runtime engines calibration server src demo benchmarks tests
 
 .PHONY: demo demo-text serve docs test test-browser coverage mutants fuzz lint types install train-demo evaluate-demo gpu-check clean help
 
-help:  ## Say what can be made.
+help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: engines/fashion.plan $(RUN_VENV)/.installed  ## Export the demo's MAR and generate 64 images.
@@ -53,13 +53,13 @@ test: install  ## Set-up, lint, types and all tests.
 test-browser: install  ## Test the server's page in Chromium, which must be installed.
 	$(BIN)/pytest -m browser tests/server/browser
 
-coverage: install  ## Which lines and branches the tests reach; htmlcov/index.html shows the others.
+coverage: install  ## Run the tests and report the covered lines and branches, in htmlcov/index.html.
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html
 
-mutants: install  ## Change operators and constants at random: which of MUTANTS does no test find?
+mutants: install  ## Change operators and constants at random, and list the changes that no test finds.
 	$(BIN)/python -m tests.mutants --number $${MUTANTS:-200}
 
-fuzz: install  ## Try 100,000 mutated files on every reader; FUZZ_SEED repeats a run.
+fuzz: install  ## Try 100,000 mutated files on the readers; FUZZ_SEED repeats a run.
 	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} FUZZ_MUTATIONS=$${FUZZ_MUTATIONS:-6700} $(BIN)/pytest -s tests/hostile tests/engines/plan/test_*_fuzz.py
 
 install: $(VENV)/.installed
@@ -110,5 +110,5 @@ evaluate-demo: install  ## Compare schedules and precisions on the demo's models
 gpu-check:  ## Check and measure everything on an NVIDIA GPU; WHEELS=folder brings packages.
 	$(PYTHON) -m benchmarks.gpu_check $(if $(WHEELS),--wheels $(WHEELS))
 
-clean:  ## Remove what `make` made.
+clean:  ## Remove everything that `make` created.
 	rm -rf $(VENV) $(RUN_VENV) build docs/_build htmlcov .coverage .cache outputs engines/*.plan *.egg-info src/*.egg-info

@@ -51,7 +51,7 @@ class Calibration:
     """A fitted schedule and the measurement that it was fitted to.
 
     Attributes:
-        schedule: the fitted schedule, which `Pipeline` accepts as it is.
+        schedule: the fitted schedule, which `Pipeline` accepts.
         baseline: the schedule that it is compared with.
         measured: the measurement.
         content: the content of a schedule file, as JSON.
@@ -82,6 +82,7 @@ def calibrate(
     """Measure a plan and fit the denoising steps of each AR iteration to it.
 
     Args:
+        pipe: the model.
         conditions: class numbers or prompts, two or more; one for each image.
         fit: "steps", or "iterations" to also fit the number of tokens that each AR iteration
             predicts (MAR and Harmon).
@@ -93,11 +94,15 @@ def calibrate(
         target: limit of the error, instead of `match`.
         cost: "calls" of the head weighted by their rows, or the measured "time". By default calls
             for steps; iterations are fitted to time, which includes the backbone.
-        refresh: also fit the full passes of a backbone that remembers, so that the error of all
+        refresh: also fit the full passes of a cached backbone, so that the error of all
             other passes is at most this.
-        batch_size: images of a batch; None chooses it by the model's size.
+        seed: seed of the images.
+        batch_size: images of a batch; by default derived from the model's size.
         bar: creates a progress bar from a number of images and a description.
         sampling: options as for `Pipeline`; `steps` and `strategy` are those of the baseline.
+
+    Returns:
+        The fitted schedule, the measurement, and the content of a schedule file.
 
     Raises:
         DisaError: an option is not valid, the target is not reached, or samples are not finite.

@@ -67,9 +67,10 @@ def autoencoder_line(vae: Observations | None) -> str:
     if vae is None:
         return "Not measured yet."
     return (
-        f"Its reconstructions of {vae['images']:,} test images have a peak signal-to-noise ratio "
-        f"of {vae['psnr']:.1f} dB, a Fréchet distance of {vae['distance']:.2f} and an accuracy of "
-        f"{vae['accuracy']:.1%}. A smaller distance of a model that uses it is not expected."
+        f"The autoencoder's reconstructions of {vae['images']:,} test images have a peak "
+        f"signal-to-noise ratio of {vae['psnr']:.1f} dB, a Fréchet distance of "
+        f"{vae['distance']:.2f} and an accuracy of {vae['accuracy']:.1%}. A model that uses it "
+        "cannot be expected to have a smaller distance."
     )
 
 

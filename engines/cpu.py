@@ -36,8 +36,8 @@ def check_threads(threads: int | None) -> None:
     most = max(MIN_THREAD_LIMIT, 4 * (os.cpu_count() or 1))
     if threads is not None and not 1 <= threads <= most:
         raise InvalidRequest(
-            f"threads must be from 1 to {most} on this machine, not {threads}; the default is its "
-            f"{physical_cores()} cores"
+            f"threads must be from 1 to {most} on this machine, not {threads}; the default is "
+            f"{physical_cores()}, the number of its cores"
         )
 
 

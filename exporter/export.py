@@ -82,9 +82,8 @@ def export(
         tokenizer: folder with the tokenizer of a text-to-image model.
         precision: of the matmuls in the graphs.
         config: sizes that tensors do not show, or a JSON file with them.
-        weights: the key of the weights; by default the averaged ones, if there are any.
-        ignore_tensors: patterns for names of tensors that the model does not use and that may be
-            ignored.
+        weights: key of the weights; by default the averaged ones, if there are any.
+        ignore_tensors: patterns for names of unused tensors that may be ignored.
         latent_scale, latent_shift: the model was trained on `(latents - shift) * scale`; 0.2325
             and 0 by default.
         defaults: default sampling options of the plan.
@@ -96,10 +95,15 @@ def export(
         overwrite: replace an existing plan of another checkpoint.
         report: called with the name of each stage when it starts.
 
+    Returns:
+        The path and the manifest of the plan, and the measured errors.
+
     Raises:
-        DisaError: bad input, a default that is not valid, a graph beyond the tolerance, or a
-            plan that cannot be written. No file is left in this case.
+        DisaError: an input or an option is not valid, a graph exceeds the tolerance, or the plan
+            cannot be written. No file is left in this case.
     """
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise InvalidRequest(f"the tolerance must be a number of at least 0, not {tolerance}")
     if precision in QUANTIZED:
         raise DisaError(f"{precision} needs calibration: export in fp32, and quantise that plan")
     precision = Precision(precision)
@@ -171,7 +175,7 @@ def _check_refresh(defaults: Mapping[str, Any], cached_backbone: bool) -> None:
     if cached_backbone:
         return
     if defaults.get("refresh") or (defaults.get("schedule") or {}).get("refresh"):
-        raise DisaError("full passes need a backbone that remembers: add --cached-backbone")
+        raise DisaError("full passes need a cached backbone: add --cached-backbone")
 
 
 def plan_name(source: Path, opened: OpenedModel) -> str:
@@ -210,7 +214,7 @@ def open_decoder(
 
 
 def cached_graphs(family: Family, model: Any) -> tuple[list[Graph], dict[str, list[int]]]:
-    """The graphs of a backbone with a memory, and the sizes of the dimensions they bring.
+    """The graphs of a cached backbone, and the sizes of their additional dimensions.
 
     Raises:
         InvalidRequest: the family has none.
@@ -218,7 +222,7 @@ def cached_graphs(family: Family, model: Any) -> tuple[list[Graph], dict[str, li
     make = getattr(family, "cached_graphs", None)
     if make is None:
         raise InvalidRequest(
-            f"a {family.FAMILY} model remembers by itself: leave out --cached-backbone"
+            f"a {family.FAMILY} model always uses its caches: leave out --cached-backbone"
         )
     graphs, dimensions = make(model)
     return list(graphs), dict(dimensions)
@@ -243,9 +247,7 @@ def _tokenizer(folder: str | os.PathLike[str] | None, content: Mapping[str, Any]
         return None
     language_model = content["model"].get("llm")
     if language_model is None:
-        raise DisaError(
-            f"a model of the family {content['family']} takes no text: leave --tokenizer"
-        )
+        raise DisaError(f"a {content['family']} model takes no text: leave out --tokenizer")
     return read_tokenizer(Path(folder), language_model["vocab_size"])
 
 
@@ -257,8 +259,12 @@ def _class_names(
         [str(name) for name in recorded] if isinstance(recorded, list) else None
     )
     classes = content["model"].get("class_num")
+    if names is not None and classes is None:
+        raise InvalidRequest(
+            f"a {content['family']} model has no classes: leave out the class names (--labels)"
+        )
     if names is not None and len(names) != classes:
-        raise DisaError(
+        raise InvalidRequest(
             f"there are {len(names)} class names for {classes} classes: give one for each"
         )
     return list(names) if names else None

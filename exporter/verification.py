@@ -130,12 +130,12 @@ def verify(
     """Compare a plan with recorded runs of the official implementation, or with its checkpoint.
 
     Args:
+        plan: the plan.
         references: recorded runs (.npz). Their random numbers are used with the plan's graphs.
         against: the checkpoint that the plan was made from; this needs PyTorch.
         vae: the VAE that the plan was made with.
         config: sizes that tensors do not show, as a JSON file.
-        weights: the key of the checkpoint's weights; by default the one that the plan was made
-        from.
+        weights: key of the checkpoint's weights; by default that of the plan's weights.
         engine: engine of the plan's graphs.
         tolerance: largest relative error allowed. By default 1e-4 for recorded runs; for a
             checkpoint it depends on the plan's precision.

@@ -87,8 +87,10 @@ class Progress:
 class Pipeline:
     """A plan with its graphs loaded, ready to generate.
 
-    with Pipeline.from_plan("engines/mar_b.plan") as pipe:
-        result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
+    ::
+
+        with Pipeline.from_plan("engines/mar_b.plan") as pipe:
+            result = pipe(class_labels=[207, 360], guidance_scale=2.9, seed=0)
 
     Any thread may call a pipeline; calls run one after another. Its `family` is for one thread
     at a time: code that uses it directly must hold `lock`.
@@ -113,6 +115,7 @@ class Pipeline:
         """Open a plan and load its graphs.
 
         Args:
+            path: the plan.
             engine: engine of the graphs; `auto` selects the fastest one available.
             threads: CPU threads; all cores by default.
             exact: do not let the engine compute in less than fp32 if the plan is fp32.
@@ -204,10 +207,11 @@ class Pipeline:
         Args:
             class_labels: numbers or names; None generates one image without a class.
             prompt: texts, for a model that takes prompts.
-            guidance_scale: classifier-free guidance; 1 is none.
+            guidance_scale: scale of classifier-free guidance; 1 turns it off.
             guidance_schedule: "linear" or "constant" over the AR iterations.
-            guidance_interval: latest flow time at which FlowAR guides, 0 to 1.
-            seed: image i of a seed is the same in any batch.
+            guidance_interval: largest flow time (1 is pure noise) at which FlowAR guides, 0 to 1.
+            seed: seed of the noise and of the generation order; image i of a seed is the same in
+                any batch.
             num_iterations: AR iterations, at most the tokens of an image.
             steps: "UPPER:LOWER" denoising steps.
             strategy: "linear", "cosine", "two-stage", "constant", "fixed", or "adaptive".
@@ -220,8 +224,8 @@ class Pipeline:
             tolerance: steps are skipped while a token's prediction changes less than this between
                 two denoising steps; 0 skips none, 0.05 is the value of "adaptive".
             order: order in which MAR and Harmon generate tokens, "random" or "checkerboard".
-            refresh: AR iterations of MAR and Harmon in which the backbone computes everything, such
-                as "9:5" (the first 5, then every 9th); approximate. None is all of them.
+            refresh: full passes of a cached backbone of MAR and Harmon, such as "9:5" (the first 5
+                AR iterations, then every 9th); approximate. By default the backbone is not cached.
             batch_size: images generated together; by default derived from the model's size.
             first_image: index of the first image in the seed's sequence.
             output_type: "np" for an array of images, "pil" for a list of PIL images, "latent"
@@ -229,6 +233,9 @@ class Pipeline:
             callback: called after each AR iteration of a batch with a `Progress`; an exception
                 ends the call.
             progress: called with the number of images after each batch.
+
+        Returns:
+            The images in the order of the labels or prompts, their latents, and the cost.
 
         Raises:
             DisaError: a class or option does not exist, a value is not valid, or an image has
@@ -293,8 +300,13 @@ class Pipeline:
         """Generate one batch.
 
         Args:
+            requests: one for each image, from `requests`.
+            stats: the cost is added to it.
             callback: called after each AR iteration with the samples that were stepped.
             watch: called with the results of each AR iteration.
+
+        Raises:
+            DisaError: the plan was changed while it was in use, or an engine failed.
         """
         # Weights are mapped from the file: a process that writes into it changes them.
         self.plan.check_unchanged()
@@ -345,7 +357,10 @@ class Pipeline:
         else:
             wanted, other, kind = class_labels, prompt, "class"
         if other is not None:
-            raise InvalidRequest(f"a {self.plan.manifest.family} model needs a {kind}: give one")
+            takes = "classes, not prompts" if kind == "class" else "prompts, not classes"
+            raise InvalidRequest(
+                f"a {self.plan.manifest.family} model takes {takes}: give a {kind}"
+            )
         if wanted is None and kind == "class":
             return self.family.conditions([None])
         listed = _listed(wanted)

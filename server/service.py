@@ -41,7 +41,10 @@ class Service:
         self.workers: Mapping[str, Worker] = {worker.name: worker for worker in workers}
         if len(self.workers) != len(workers) or not workers:
             names = ", ".join(worker.name for worker in workers) or "none"
-            raise InvalidRequest(f"models must have different names, but the names are {names}")
+            raise InvalidRequest(
+                f"models must have different names, but the names are {names}: leave one out, or "
+                "export it under another name"
+            )
         self.settings, self.metrics = settings, metrics
         self.results: ResultStore = results or MemoryResults(
             settings.result_bytes, settings.result_seconds

@@ -1,5 +1,6 @@
 """Settings of a server."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -10,6 +11,8 @@ from ..runtime.families.options import Limits, about, check_value
 
 MIB = 1 << 20
 INFINITY = float("inf")
+_ORIGIN = re.compile(r"https?://[^\s/?#]+")
+_URL = re.compile(_ORIGIN.pattern + r"(/[^\s?#]*)?")
 
 
 class PolicyName(StrEnum):
@@ -38,6 +41,9 @@ class ServerSettings:
         result_bytes: largest total size of the stored images of answers with URLs.
         result_seconds: time for which these images are stored.
         max_connections: largest number of open connections.
+
+    Raises:
+        InvalidRequest: `public_url` or an origin in `cors` is not one.
     """
 
     host: str = "127.0.0.1"
@@ -45,14 +51,14 @@ class ServerSettings:
     max_images: int = field(
         default=64,
         metadata=about(
-            int, "Largest number of images of a model that run at once.", limits=Limits(1, 4096)
+            int, "Largest number of running images of each model.", limits=Limits(1, 4096)
         ),
     )
     max_queue: int = field(
         default=256,
         metadata=about(
             int,
-            "Largest number of waiting images of a model; more are refused with 429.",
+            "Largest number of waiting images of each model; more are refused (status 429).",
             limits=Limits(10, 1_000_000),
         ),
     )
@@ -64,7 +70,7 @@ class ServerSettings:
         default=30.0,
         metadata=about(
             float,
-            "Seconds that running images have to finish when the server is stopped.",
+            "Seconds in which running images may finish when the server is stopped.",
             limits=Limits(0, INFINITY),
         ),
     )
@@ -74,16 +80,16 @@ class ServerSettings:
         default="cohorts",
         metadata=about(
             PolicyName,
-            "When waiting images start: cohorts, at the next AR iteration if fewer than --cohorts "
-            "groups are running; join, at the next AR iteration; static and single, when the "
-            "running batch or image is finished.",
+            "When waiting images start: at the next AR iteration if fewer than --cohorts groups "
+            "are running (cohorts), at the next AR iteration (join), when the running batch is "
+            "finished (static), or when the running image is finished (single).",
         ),
     )
     cohorts: int = field(
         default=2,
         metadata=about(
             int,
-            "Largest number of groups, each with its own backbone calls, for --policy cohorts.",
+            "Largest number of groups with separate backbone calls, for --policy cohorts.",
             limits=Limits(1, INFINITY),
         ),
     )
@@ -91,7 +97,7 @@ class ServerSettings:
         default=0.05,
         metadata=about(
             float,
-            "Seconds to collect a batch, for --policy static.",
+            "Seconds in which a batch is collected, for --policy static.",
             limits=Limits(0, 60),
         ),
     )
@@ -99,7 +105,7 @@ class ServerSettings:
         default=30.0,
         metadata=about(
             float,
-            "Seconds after which the warm-up starts no larger batch; it always runs one image.",
+            "Seconds after which the warm-up starts no larger batch; one image is always run.",
             limits=Limits(0, INFINITY),
         ),
     )
@@ -116,6 +122,19 @@ class ServerSettings:
     result_bytes: int = 256 * MIB
     result_seconds: float = 3600.0
     max_connections: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None and not _URL.fullmatch(self.public_url):
+            raise InvalidRequest(
+                "the public url must begin with http:// or https://, such as "
+                f"https://images.example.org, not {self.public_url[:80]!r}"
+            )
+        for origin in self.cors:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"an origin for CORS must be * or such as https://example.org, without a path, "
+                    f"not {origin[:80]!r}"
+                )
 
 
 SETTABLE = {each.name: each for each in fields(ServerSettings) if each.metadata}

@@ -112,7 +112,7 @@ def pixel_plan(pixel_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def remembering_pixels(pixel_checkpoint: Path) -> Path:
-    """The plan of `pixel_checkpoint` with a backbone that remembers."""
+    """The plan of `pixel_checkpoint` with a cached backbone."""
     return cached_plan(pixel_checkpoint, "pixels", cached_backbone=True)
 
 
@@ -154,7 +154,7 @@ def with_tokenizer(source: Path, path: Path) -> Path:
 def remembering_plans(
     golden_plan: ExportGolden, tmp_path_factory: pytest.TempPathFactory
 ) -> ExportGolden:
-    """`remembering_plans("mar")` is a golden plan with the graphs of a backbone that remembers."""
+    """`remembering_plans("mar")` is a golden plan with the graphs of a cached backbone."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:

@@ -134,7 +134,7 @@ class Official:
 class Plans:
     """A plan on one of the engines, by the AR iterations that users run.
 
-    With `refresh` its backbone remembers: in each measured AR iteration a full pass is timed and,
+    With `refresh` its backbone is cached: in each measured AR iteration a full pass is timed and,
     if there is one before it, a cached pass behind a full one of that iteration.
 
     Args:

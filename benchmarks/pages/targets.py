@@ -12,13 +12,13 @@ Record = Mapping[str, Any]
 USUAL_ITERATIONS, DEFAULT_ITERATIONS = 64, 256
 WEIGHTS_TARGET, LOAD_TARGET = 1.3, 1.0
 """Peak memory in sizes of the plan, and seconds to load it."""
-REMEMBERS = " with a backbone that remembers"
+REMEMBERS = " with a cached backbone"
 MAR_TARGETS = (
     *(("bf16", "", 1, 1.6), ("bf16", "", 8, 1.5)),
     *(("bf16", REMEMBERS, 1, 4.5), ("bf16", REMEMBERS, 8, 4.0)),
     *(("int8", REMEMBERS, 1, 7.0), ("int8", REMEMBERS, 8, 6.0)),
 )
-"""Precision, whether the backbone remembers, batch size, and how many times as fast as the
+"""Precision, whether the backbone is cached, batch size, and how many times as fast as the
 original under bf16 autocast."""
 DEFAULT_TARGET = 150.0
 OWN_FP32_TARGET, OFFICIAL_BF16_TARGET = 1.8, 1.0

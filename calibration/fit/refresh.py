@@ -1,4 +1,4 @@
-"""Chooses the full passes of a backbone that remembers, from its measured errors."""
+"""Chooses the full passes of a cached backbone, from its measured errors."""
 
 from dataclasses import dataclass
 from typing import Any

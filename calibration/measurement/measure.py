@@ -36,7 +36,7 @@ class Measurement:
         adaptive: error and cost of adaptive steps, for several tolerances.
         backbone: seconds of the backbone for an image in each AR iteration, [iterations].
         dependence: errors of tokens that are sampled together, if measured.
-        refresh: errors of a backbone that remembers, if measured.
+        refresh: errors of a cached backbone, if measured.
     """
 
     images: int

@@ -1,4 +1,4 @@
-"""The error of a backbone that remembers, for every distance from its last full pass.
+"""The error of a cached backbone, for every distance from its last full pass.
 
 First, images are generated with a full pass in every AR iteration. Then their iterations are
 repeated from several places on, with one full pass at the place and none after it. Each iteration
@@ -72,7 +72,7 @@ def measure_refresh(
     seed: int,
     advance: Callable[[int], object] = lambda images: None,
 ) -> RefreshErrors:
-    """Measure a plan whose backbone remembers.
+    """Measure a plan with a cached backbone.
 
     Args:
         conditions: one for each image.
@@ -116,7 +116,7 @@ def measure_refresh(
 
 
 def check_remembers(pipe: Pipeline) -> Any:
-    """The family of a plan whose backbone remembers.
+    """The family of a plan with a cached backbone.
 
     Raises:
         DisaError: the plan's backbone does not.
@@ -124,7 +124,7 @@ def check_remembers(pipe: Pipeline) -> Any:
     family = pipe.family
     if not isinstance(family, MaskedFamily) or "reuse" not in pipe.plan.manifest.graphs:
         raise DisaError(
-            f"{pipe.plan.path} has no backbone that remembers: export a MAR or Harmon checkpoint "
+            f"{pipe.plan.path} has no cached backbone: export a MAR or Harmon checkpoint "
             "with --cached-backbone"
         )
     return family

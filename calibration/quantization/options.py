@@ -22,6 +22,7 @@ class QuantizeOptions:
             state, in standard deviations of a token.
         spread_tolerance: largest relative change of the tokens' standard deviation.
         prompts: prompts for a model that takes text.
+        seed: seed of the images.
         threads: CPU threads; all physical cores if None.
         check: whether errors are measured, matmuls left out and bad results refused.
     """

@@ -58,6 +58,9 @@ def quantize(
         options: None for int8 with the default tolerances.
         report: called with the name of each stage as it begins.
 
+    Returns:
+        What was quantised in each graph, and the measured errors.
+
     Raises:
         DisaError: the plan is damaged, not fp32 or cannot generate, nothing in it can be
             quantised, or the tokens differ from those of fp32 by more than the tolerances. In
@@ -79,14 +82,14 @@ def quantize(
         if not any(graph.selection.chosen for graph in graphs):
             raise DisaError(
                 f"nothing in {source} can be quantised to {options.form.value} within a tolerance "
-                f"of {options.tolerance:g}: raise --tolerance, or use the plan as it is"
+                f"of {options.tolerance:g}: raise --tolerance, or use the fp32 plan"
             )
         differences: list[Differences] = []
         if options.check:
             differences = list(job.compare_tokens())
             report("measuring the speed")
             graphs = [job.timed(graph) for graph in graphs]
-        # The first round is the plain one; a second one is with a backbone that remembers.
+        # The first round is the plain one; a second one is with a cached backbone.
         tokens, refreshed, *_ = (*differences, None, None)
         result = Quantized(output, graphs, tokens, refreshed, job.rounds[-1].refresh)
         halves = [job.quantize_half(name) for name in job.halves]

@@ -52,7 +52,7 @@ class Quantized:
     Attributes:
         tokens: differences of tokens that both plans sample from the same state; None if not
             measured.
-        refreshed: the same for a backbone that remembers; None without one.
+        refreshed: the same for a cached backbone; None without one.
         refresh: its full passes in that measurement.
     """
 

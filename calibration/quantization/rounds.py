@@ -64,7 +64,7 @@ def rounds_of(graphs: Mapping[str, GraphInfo], options: Any, iterations: int) ->
         iterations: AR iterations of an image with these options.
 
     Raises:
-        DisaError: the backbone remembers, but there are too few iterations to reuse caches.
+        DisaError: the backbone is cached, but there are too few iterations to reuse caches.
     """
     # Adaptive steps would depend on rounding, and could not be compared one by one.
     plain = replace(options, tolerance=0.0)
@@ -85,7 +85,7 @@ def _with_both_passes(refresh: str | None, iterations: int) -> str:
         if each is not None and len(set(_full(each, iterations))) == 2:
             return each
     raise DisaError(
-        f"images of {iterations} AR iteration have only full passes, so a backbone that remembers "
+        f"images of {iterations} AR iteration have only full passes, so a cached backbone "
         "cannot be measured: export with more iterations, or without --cached-backbone"
     )
 

@@ -62,7 +62,7 @@ def dimensions(
 
     Args:
         tokens: of the manifest: `count`, the tokens of an image, and, if the family has
-            dimensions of its own, `dimensions` with [smallest, usual, largest] for each name,
+            further dimensions, `dimensions` with [smallest, usual, largest] for each name,
             or [smallest, largest] where as many are usual as one AR iteration generates.
         defaults: of the manifest: `num_iterations` determines how many tokens are usual in one.
         batch: images at a time.

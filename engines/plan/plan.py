@@ -183,6 +183,8 @@ def _open_regular(path: Path) -> BinaryIO:
         return open_regular(path)
     except FileNotFoundError:
         raise DisaError(f"there is no plan at {path}: make one with disa-export") from None
+    except IsADirectoryError:
+        raise DisaError(f"{path} is a folder: give the plan file in it") from None
     except OSError as error:
         raise DisaError(f"{path} cannot be opened: {error.strerror or error}") from error
 

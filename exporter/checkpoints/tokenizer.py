@@ -109,7 +109,7 @@ def build_tokenizer(folder: Path) -> bytes:
     for index, token in enumerate(_special_tokens(folder), len(vocabulary)):
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         if tokenizer.token_to_id(token) not in (index, vocabulary.get(token)):
-            raise DisaError(f"{folder}: the special token {token!r} has no id of its own")
+            raise DisaError(f"{folder}: the special token {token!r} has no id")
     return str(tokenizer.to_str()).encode()
 
 

@@ -273,7 +273,7 @@ def _find(document: Mapping[Any, Any]) -> Iterator[WeightSet]:
 def _split(
     path: tuple[str, ...], mapping: Mapping[Any, Any], averaged: bool
 ) -> Iterator[WeightSet]:
-    """The tensors of one dict; tensors with an average's prefix are a set of their own."""
+    """The tensors of one dict; tensors with an average's prefix are a separate set."""
     parts: dict[str, dict[str, Any]] = {}
     for key, value in mapping.items():
         if is_tensor(value):

@@ -72,7 +72,7 @@ def check_places(
         raise DisaError(
             f"{where}: {len(rest)} of its tensors have no place in {family} ({_few(rest)}): they "
             f"look like {_looks(rest)}, so images would be wrong without them; if you are sure "
-            "that they do not matter, say --ignore-tensors PATTERN"
+            "that they do not matter, add --ignore-tensors PATTERN"
         )
     return Ignored(tuple(patterns), tuple(ignored))
 

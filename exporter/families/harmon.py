@@ -78,7 +78,7 @@ def graphs(model: Harmon, vae: KLDecoder | None = None) -> list[Graph]:
 
 
 def cached_graphs(model: Harmon) -> tuple[list[Graph], dict[str, list[int]]]:
-    """The graphs of a backbone that remembers, and the sizes of their additional dimensions."""
+    """The graphs of a cached backbone, and the sizes of their additional dimensions."""
     # These modules import this one.
     from .cached.harmon import cached_graphs as build_graphs
     from .cached.shapes import cache_dimensions

@@ -295,7 +295,7 @@ def graphs(model: MAR, vae: KLDecoder | None = None) -> list[Graph]:
 
 
 def cached_graphs(model: MAR) -> tuple[list[Graph], dict[str, list[int]]]:
-    """The graphs of a backbone that remembers, and the sizes of their additional dimensions."""
+    """The graphs of a cached backbone, and the sizes of their additional dimensions."""
     # These modules import this one.
     from .cached.mar import cached_graphs as build_graphs
     from .cached.shapes import cache_dimensions

@@ -34,7 +34,7 @@ class Graph:
         sizes: sizes to trace with, at least 2 and all different, so that the exporter
             takes no dimension for a constant or for another one.
         checks: further sizes to compare the exported graph at.
-        traits: what the plan says of the graph beside its shapes.
+        traits: properties of the graph in the plan, in addition to its shapes.
         differences: outputs that are a small difference of large values, to one of which they are
             added again: their relative error says nothing where less than fp32 is computed in.
     """

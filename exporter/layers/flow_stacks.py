@@ -12,7 +12,7 @@ class Stacks(nn.Module):
     """The modules of both families, with the keys of their official checkpoints.
 
     Args:
-        positions: tokens with a position embedding of their own.
+        positions: tokens with a separate position embedding.
     """
 
     def __init__(self, config: StackConfig, positions: int) -> None:

@@ -46,9 +46,11 @@ class Limits:
 
     def __str__(self) -> str:
         if self.open:
-            return f"above {self.low:g} and below {self.high:g}"
+            return f"above {self.low:.10g} and below {self.high:.10g}"
         return (
-            f"at least {self.low:g}" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+            f"at least {self.low:.10g}"
+            if math.isinf(self.high)
+            else f"{self.low:.10g} to {self.high:.10g}"
         )
 
 
@@ -87,7 +89,7 @@ def check_value(name: str, metadata: Mapping[str, Any], value: Any) -> Any:
     Raises:
         InvalidRequest: the value is not valid.
     """
-    called = name.replace("_", " ")
+    called = name.replace("num_", "number of ").replace("_", " ")
     if metadata["choices"] is not None:
         if value not in metadata["choices"]:
             raise InvalidRequest(
@@ -144,16 +146,17 @@ class SamplingOptions:
         default=Strategy.LINEAR,
         metadata=about(
             Strategy,
-            "How the steps fall from upper to lower; constant takes the lower count throughout, "
-            "fixed the upper one over all timesteps, as without DiSA.",
+            "How the steps decrease from UPPER to LOWER; adaptive also skips steps that a token "
+            "does not need, constant takes LOWER throughout, fixed takes UPPER throughout, as "
+            "without DiSA.",
         ),
     )
     schedule: Schedule | None = field(
         default=None,
         metadata=about(
             Path,
-            "Steps of each AR iteration, and possibly its tokens and the full passes, from a file "
-            "of disa-calibrate, instead of --steps and --strategy.",
+            "Schedule file of disa-calibrate, instead of --steps and --strategy: steps of each AR "
+            "iteration, and possibly its tokens and the full passes.",
             metavar="FILE",
         ),
     )
@@ -161,7 +164,7 @@ class SamplingOptions:
         default=1.0,
         metadata=about(
             float,
-            "Classifier-free guidance; 1 is none.",
+            "Scale of classifier-free guidance; 1 turns it off.",
             limits=Limits(0, 1000, open=True),
             aliases=("--cfg",),
         ),
@@ -170,8 +173,8 @@ class SamplingOptions:
         default=None,
         metadata=about(
             float,
-            "Steps are skipped while a token's prediction changes less than this between two "
-            "denoising steps; 0 skips none, 0.05 is the value of --strategy adaptive.",
+            "Skip steps while a token's prediction changes less than this between two denoising "
+            "steps; by default 0, which skips none, and 0.05 with --strategy adaptive.",
             limits=Limits(0, 10),
         ),
     )

@@ -38,7 +38,9 @@ class ImageType:
             names = ", ".join(IMAGE_TYPES)
             raise DisaError(f"the image type must be one of {names}, not {self.name!r}")
         if self.name == "png" and self.quality is not None:
-            raise DisaError("PNG is lossless and has no quality: leave it out")
+            raise DisaError(
+                "PNG is lossless and has no quality: leave out the quality, or choose jpeg or webp"
+            )
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise DisaError(f"the quality of an image must be 1 to 100, not {self.quality}")
 

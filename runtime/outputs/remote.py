@@ -43,12 +43,19 @@ class RemoteStore:
                 self._url, use_listings_cache=False, skip_instance_cache=True
             )
         except ImportError as error:
+            advice = (
+                "run `pip install 'disa[s3]'`"
+                if protocol in ("s3", "s3a")
+                else "install that package"
+            )
             raise DisaError(
-                f"{url} needs a package that is not installed ({error}): for s3:// run "
-                "`pip install 'disa[s3]'`"
+                f"{url} needs a package that is not installed ({error}): {advice}"
             ) from error
         except (ValueError, TypeError) as error:
-            raise DisaError(f"{url} is not a place that fsspec supports: {error}") from error
+            raise DisaError(
+                f"{url} is not a URL that fsspec supports ({error}): give a folder, or a URL such "
+                "as s3://bucket/folder"
+            ) from error
         self._root = str(root).rstrip("/")
 
     def __str__(self) -> str:

@@ -162,7 +162,10 @@ def storing(store: Store) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or str(store)
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "it is a file or in a file, not a folder"
         raise DisaError(
-            f"{where} cannot be written: {error.strerror or error}: choose another folder with "
-            "-o; finished files are kept"
+            f"{where} cannot be written: {reason}: choose another folder with -o; finished files "
+            "are kept"
         ) from error

@@ -44,6 +44,8 @@ class NpzFile:
         try:
             self._archive = zipfile.ZipFile(open_regular(path))
             members = self._archive.infolist()
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{path}: there is no such file") from error
         except UNREADABLE as error:
             raise DamagedFile(f"{path}: it is not an .npz file ({_reason(error)})") from error
         self._members = {member.filename.removesuffix(_SUFFIX): member for member in members}

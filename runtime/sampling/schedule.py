@@ -94,7 +94,7 @@ class FittedSchedule:
     Attributes:
         counts: steps, one number for each AR iteration of the measured runs.
         tokens: tokens that each of them predicts; None for the rule of the family.
-        refresh: which of them (from 0, ascending) are full passes of a backbone that remembers;
+        refresh: which of them (from 0, ascending) are full passes of a cached backbone;
             None if the schedule does not set them.
 
     Raises:

@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 class Worker:
-    """Loads a model, warms it up and generates submitted images, in a thread of its own.
+    """Loads a model, warms it up and generates submitted images, in a separate thread.
 
     Args:
         name: name of the model for clients.

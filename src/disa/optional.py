@@ -36,7 +36,7 @@ def import_failed(error: ImportError, package: str, extra: str) -> DisaError:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The first line of a library's error message, for a sentence of our own."""
+    """The first line of a library's error message, for an error of disa."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:most]
 

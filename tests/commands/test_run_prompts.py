@@ -58,7 +58,7 @@ def test_the_prompt_reaches_the_image(text_plan: Path, tmp_path: Path) -> None:
     [
         ([], "give --prompt TEXT or --prompt-file FILE"),
         (["--prompt", "  "], "a prompt is empty"),
-        (["--class", "3"], "takes prompts: give --prompt"),
+        (["--class", "3"], "takes prompts, not classes: use --prompt"),
         (["--prompt", "a dog", "--size", "100"], "multiple of 16"),
         (["--prompt", "a dog", "--size", "big"], "width x height"),
         (["--prompt", "a dog", "--guidance-interval", "0.5"], "no option guidance_interval"),

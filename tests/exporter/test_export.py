@@ -171,6 +171,28 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path, pixel_checkpoint
     assert "2 class names for 10 classes" in result.output
 
 
+def test_a_model_without_classes_takes_no_class_names(tmp_path: Path) -> None:
+    folder = GOLDEN / "harmon"
+    with pytest.raises(DisaError, match="a harmon model has no classes: leave out"):
+        export(
+            folder / "checkpoint.pth",
+            tmp_path / "x.plan",
+            config=folder / "config.json",
+            class_names=["one"],
+        )
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_is_none_is_refused_before_the_export(
+    tolerance: str, tmp_path: Path, pixel_checkpoint: Path
+) -> None:
+    result = command(pixel_checkpoint, "--tolerance", tolerance, "-o", tmp_path / "x.plan")
+    assert result.exit_code == 1
+    assert "the tolerance must be a number of at least 0" in result.output
+    assert "reading" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_export_leaves_nothing(
     tmp_path: Path, pixel_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

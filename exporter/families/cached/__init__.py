@@ -1,4 +1,4 @@
-"""Backbones that remember: a full pass that fills caches, and passes that reuse them.
+"""Cached backbones: a full pass that fills caches, and passes that reuse them.
 
 Between full passes, an AR iteration computes only the buffer, the tokens that became known since
 the last pass, and the tokens that it predicts. For all other tokens it uses cached keys and values.

@@ -1,4 +1,4 @@
-"""The masked decoder of a backbone that remembers, shared by MAR and Harmon."""
+"""The masked decoder of a cached backbone, shared by MAR and Harmon."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The graphs of a backbone that remembers, derived from the graph of the plain backbone."""
+"""The graphs of a cached backbone, derived from the graph of the plain backbone."""
 
 from collections.abc import Mapping, Sequence
 

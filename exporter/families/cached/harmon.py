@@ -1,4 +1,4 @@
-"""The backbone of Harmon that remembers."""
+"""The cached backbone of Harmon."""
 
 import torch
 from torch import Tensor, nn

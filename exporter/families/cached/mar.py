@@ -1,4 +1,4 @@
-"""The backbone of MAR that remembers."""
+"""The cached backbone of MAR."""
 
 import torch
 from torch import Tensor, nn

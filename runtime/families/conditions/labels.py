@@ -77,7 +77,11 @@ def find_class(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
             "use the number of the class"
         )
     near = get_close_matches(text.casefold()[:MAX_NAME], known, n=1)
-    hint = f"did you mean {names[known[near[0]][0]]!r}?" if near else f"such as {names[0]!r}"
+    hint = (
+        f"did you mean {names[known[near[0]][0]]!r}?"
+        if near
+        else f"give a number from 0 to {classes - 1}, or a name such as {names[0]!r}"
+    )
     raise InvalidRequest(f"there is no class {text[:MAX_NAME]!r}: {hint}")
 
 

@@ -36,8 +36,8 @@ class FlowAROptions(FlowOptions):
         default=1.0,
         metadata=about(
             float,
-            "Latest flow time at which FlowAR guides (arXiv 2404.07724); earlier steps, with more "
-            "noise, are not guided. 1 guides all steps.",
+            "Largest flow time (0 is no noise, 1 is pure noise) at which steps are guided (arXiv "
+            "2404.07724); 1 guides all steps.",
             limits=Limits(0, 1),
         ),
     )

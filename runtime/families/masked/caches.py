@@ -1,4 +1,4 @@
-"""The caches of a group of images, for a backbone that remembers earlier AR iterations.
+"""The caches of a group of images, for a cached backbone.
 
 The first axis of a cache is the token, in generation order after the buffer, so that new tokens are
 written in place: [buffer + tokens, layers, 2, batch, heads, head_dim].

@@ -58,7 +58,7 @@ class MaskedSample(Member):
 
     @property
     def full_pass(self) -> bool | None:
-        """Whether the next backbone pass is a full one; None if the backbone does not remember."""
+        """Whether the next backbone pass is a full one; None if the backbone is not cached."""
         plan = self.request.options.refresh_plan
         return None if plan is None else plan.is_full(self.iteration)
 
@@ -80,7 +80,7 @@ class Prediction:
         rows: the group's rows among all rows that share head calls.
         tables: denoising steps of each image.
         scales: guidance scale of each image.
-        caches: outputs of the backbone for its caches; empty if it does not remember.
+        caches: outputs of the backbone for its caches; empty if it has none.
     """
 
     group: Group[Any]
@@ -127,7 +127,7 @@ class MaskedFamily(BaseFamily[S]):
         options = super().options(overrides)
         if options.refresh is not None and "reuse" not in self._plan.manifest.graphs:
             raise InvalidRequest(
-                f"{self._plan.path} has no backbone that remembers, which refresh needs: export "
+                f"{self._plan.path} has no cached backbone, which refresh needs: export "
                 "the checkpoint again with --cached-backbone"
             )
         return options

@@ -38,7 +38,8 @@ class HarmonOptions(MaskedOptions):
     """Sampling options of Harmon."""
 
     size: str = field(
-        default="512", metadata=about(str, "Pixels, 512 or 640x384 (width x height), for Harmon.")
+        default="512",
+        metadata=about(str, "Size in pixels: 512, or WIDTHxHEIGHT such as 640x384."),
     )
 
     def check_tokens(self, tokens: Mapping[str, Any]) -> None:

@@ -60,9 +60,9 @@ class MaskedOptions(SamplingOptions):
         default=None,
         metadata=about(
             str,
-            "AR iterations in which the backbone computes everything, such as 9:5 (the first 5, "
-            "then every 9th) or a list 0,1,2,9; in the others it reuses earlier results, which is "
-            "approximate. By default all.",
+            "Full passes of a cached backbone: AR iterations in which it computes everything, such "
+            "as 9:5 (the first 5, then every 9th) or a list 0,1,2,9. In the others it reuses "
+            "earlier results, which is approximate. By default the backbone is not cached.",
             metavar="EVERY:FIRST",
         ),
     )

@@ -20,12 +20,12 @@ from ..bench.variant import (
 from ..errors import DisaError
 from ..optional import import_failed
 from ..progress import progress_bar
-from .options.groups import ENGINE, OUTPUT, WHAT, GroupedCommand
+from .options.groups import ENGINE, OUTPUT, GroupedCommand
 from .options.sampling import HOW, flags_of, sampling_options_without
 
 MAX_ITERATIONS = 1_000_000
 GROUPS = {
-    WHAT: ("shapes", "random_weights", "batch_size"),
+    "What to measure": ("shapes", "random_weights", "batch_size"),
     HOW: ("steps", "num_iterations"),
     ENGINE: ("engine", "threads", "repeat", "warmup"),
     OUTPUT: ("output", "old"),
@@ -42,14 +42,39 @@ GROUPS = {
     "  disa-bench --shapes mar_b --random-weights --repeat 1 --warmup 0",
 )
 @click.argument("plan", type=click.Path(path_type=Path), required=False)
-@click.option("--shapes", help="Measure a model of an official size, such as mar_b, instead.")
-@click.option("--random-weights", is_flag=True, help="Use random weights: the speed is the same.")
-@click.option("--batch-size", default="1", show_default=True, help="Images in a batch: 1,8.")
-@click.option("--steps", metavar="UPPER:LOWER,...", help="Denoising steps: 50:5,100:100.")
 @click.option(
-    *flags_of("num_iterations"), "num_iterations", metavar="N,...", help="AR iterations: 64,256."
+    "--shapes", help="Measure a model of an official size, such as mar_b, instead of PLAN."
 )
-@click.option("--engine", default="auto", show_default=True, help="Engines: cpu,openvino.")
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Give the model of --shapes random weights; the speed is the same.",
+)
+@click.option(
+    "--batch-size",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    help="Images generated together, such as 1,8.",
+)
+@click.option(
+    "--steps",
+    metavar="UPPER:LOWER,...",
+    help="Denoising steps of the first and of the last AR iteration, such as 50:5,100:100.",
+)
+@click.option(
+    *flags_of("num_iterations"),
+    "num_iterations",
+    metavar="N,...",
+    help="AR iterations of an image, such as 64,256 (MAR, Harmon).",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="NAME,...",
+    help="Engines of the graphs, such as cpu,openvino.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option(
     "--repeat",
@@ -66,10 +91,13 @@ GROUPS = {
     help="Batches of each variant before the measured ones.",
 )
 @click.option(
-    "--json", "output", type=click.Path(path_type=Path), help="Write the record to a file."
+    "--json", "output", type=click.Path(path_type=Path), help="Write the record to this file."
 )
 @click.option(
-    "--compare", "old", type=click.Path(path_type=Path), help="Compare with an earlier record."
+    "--compare",
+    "old",
+    type=click.Path(path_type=Path),
+    help="Compare with this earlier record of --json.",
 )
 @sampling_options_without("steps", "schedule", "num_iterations")
 def main(
@@ -87,13 +115,14 @@ def main(
     old: Path | None,
     **sampling: Any,
 ) -> None:
-    """Measure the cost of generating images with PLAN on this machine.
+    """Measure the time, calls and memory to generate images with PLAN on this machine.
 
     Comma-separated values are measured in all combinations, in alternation, so that their ratios
     are valid even on a busy machine. Other options come from the plan.
 
-    The floor is the time of the matmuls at the rate of a large one, or the time to read the
-    weights, whichever is longer; `near` is the floor as a share of the measured time.
+    The column floor is a lower bound: the time of the matmuls at the rate of a large one, or the
+    time to read the weights, whichever is longer. The column near is the floor as a share of the
+    measured time.
     """
     chosen = choose_variants(engine, batch_size, steps, num_iterations, sampling)
     before = read_record(old) if old else None
@@ -139,7 +168,9 @@ def choose_plan(plan: Path | None, shapes: str | None, random_weights: bool) -> 
             raise DisaError("a plan has its own shapes and weights: leave out --shapes")
         return plan
     if shapes is None:
-        raise DisaError("there is nothing to measure: give a plan, or --shapes mar_b")
+        raise DisaError(
+            "there is nothing to measure: give a plan, or --shapes mar_b --random-weights"
+        )
     if not random_weights:
         raise DisaError(f"--shapes {shapes} has no weights: add --random-weights")
     try:

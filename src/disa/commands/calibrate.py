@@ -87,15 +87,15 @@ GROUPS = {
     type=click.IntRange(2),
     default=IMAGES,
     show_default=True,
-    help="Largest number of images; fewer if the intervals are narrow enough earlier.",
+    help="Largest number of images; fewer are generated if the intervals are narrow enough.",
 )
 @click.option(
     "--fit",
     type=click.Choice(FITS),
     default="steps",
     show_default=True,
-    help="Steps of each AR iteration, or iterations: also how many tokens each predicts (MAR, "
-    "Harmon).",
+    help="What to fit: the steps of each AR iteration, or (iterations) also how many tokens each "
+    "predicts (MAR, Harmon).",
 )
 @click.option(
     "--precision",
@@ -109,14 +109,15 @@ GROUPS = {
     type=click.IntRange(6, 1000),
     default=REFERENCE_STEPS,
     show_default=True,
-    help="Steps of the reference, which is considered exact.",
+    help="Denoising steps of the reference, which is considered exact.",
 )
 @click.option(
     "--match",
     type=click.Choice(MATCHES),
     default="quality",
     show_default=True,
-    help="quality: the error of the baseline at a lower cost; cost: a lower error at its cost.",
+    help="quality: the error of the baseline at a lower cost; cost: a lower error at the cost of "
+    "the baseline, which is --steps and --strategy.",
 )
 @click.option(
     "--target",
@@ -126,33 +127,58 @@ GROUPS = {
 @click.option(
     "--cost",
     type=click.Choice(COSTS),
-    help="Count head calls weighted by their rows [default for steps], or the measured time "
-    "[default for iterations, with the backbone's].",
+    help="Cost of a schedule: head calls weighted by their rows [default for steps], or measured "
+    "time [default for iterations, which includes the backbone].",
 )
 @click.option(
     "--refresh",
     type=click.FloatRange(0, min_open=True),
     metavar="ERROR",
-    help="Also fit which passes of the backbone are full, so that the others have at most this "
-    "error, such as 0.05; approximate (a plan that was exported with --cached-backbone).",
+    help="Also fit the full passes of a cached backbone, so that the other passes have at most "
+    "this error, such as 0.05 (approximate; needs a plan exported with --cached-backbone).",
 )
 @sampling_options_without("schedule", "tolerance", "refresh")
-@click.option("--prompt", "prompts", multiple=True, help="A text prompt; may be repeated.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="Text prompts, one a line.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(MIN_BATCH), help="Images in a batch.")
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option("--prompt", "prompts", multiple=True, help="Text prompt; may be repeated.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="File of prompts: one a line, or .json, .jsonl.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the noise and of the generation order.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(MIN_BATCH),
+    help="Images generated together; by default derived from the size of the model.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="Engine of the graphs; auto selects the fastest available one.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The schedule [PLAN.schedule.json]."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The schedule file [PLAN.schedule.json].",
 )
 @click.option(
     "--measured",
     "measured_before",
     type=click.Path(path_type=Path),
-    help="A schedule file of an earlier run: fit again to its measurement.",
+    help="Schedule file of an earlier calibration, whose measurement is used again.",
 )
-@click.option("--plot", is_flag=True, help="Also plot the measurement, as OUTPUT with .png.")
+@click.option(
+    "--plot", is_flag=True, help="Also plot the measurement, into OUTPUT with the suffix .png."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the schedule file as JSON.")
 def main(
     plan: Path,
@@ -254,7 +280,10 @@ def choose_conditions(
         texts = all_prompts(prompts, prompt_file)
         return list(pipe.family.conditions(repeat_in_turn(texts, num or len(texts))))
     if prompts or prompt_file:
-        raise DisaError(f"a {pipe.plan.manifest.family} model takes classes, not prompts")
+        raise DisaError(
+            f"a {pipe.plan.manifest.family} model takes classes, not prompts: leave out --prompt "
+            "and --prompt-file"
+        )
     return repeat_in_turn(range(pipe.family.classes), num)
 
 

@@ -60,7 +60,7 @@ class DisaCommand(click.Command):
         except click.exceptions.Exit:
             raise
         except Exception as error:
-            # Libraries that are being imported turn a Ctrl-C into errors of their own.
+            # Libraries that are being imported turn a Ctrl-C into other errors.
             if INTERRUPTS.recently():
                 _fail(ctx, SENTENCE, EXIT_INTERRUPTED)
             sentence = _sentence(error)

@@ -29,23 +29,35 @@ from .command import DisaCommand
     "--reference",
     type=click.Path(exists=True, path_type=Path),
     required=True,
-    help="Statistics (.npz with mu and sigma), images (.npz with arr_0, or a folder), or a run.",
+    help="What to compare with: statistics (.npz with mu and sigma), images (.npz with arr_0, or a "
+    "folder), or a run.",
 )
 @click.option(
     "--features",
     type=click.Choice(["inception", "demo"]),
     default="inception",
     show_default=True,
-    help="The network whose features are compared; demo is the demo's classifier.",
+    help="Network whose features are compared; demo is the classifier of the demo models.",
 )
 @click.option(
     "--inception",
     type=click.Path(path_type=Path),
-    help="The converted official weights of Inception (pt_inception-2015-12-05).",
+    help="File with the converted official weights of Inception (pt_inception-2015-12-05).",
 )
 @click.option("--precision-recall", is_flag=True, help="Also compute precision and recall.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Images that the network processes together.",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="PyTorch device of the network: cpu, cuda, cuda:1, ...",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this file."
 )
@@ -63,8 +75,8 @@ def main(
 ) -> None:
     """Compare the images of RUNS with a reference: FID, Inception score, precision and recall.
 
-    RUNS are folders or URLs written by disa-run, in any format; several of them are parts of one
-    run. They must be complete.
+    RUNS are folders or URLs written by disa-run, in any format. Several of them are evaluated as
+    parts of one run. They must be complete.
     """
     images = Runs(runs)
     extractor = _open_features(features, inception, device)

@@ -24,7 +24,7 @@ from ..runtime.families.conditions.labels import read_labels
 from ..runtime.sampling.schedule import read_schedule, schedule_content
 from .command import refuse_options
 from .options.engines import engine_options
-from .options.groups import ENGINE, OUTPUT, WHAT, GroupedCommand
+from .options.groups import ENGINE, OUTPUT, GroupedCommand
 from .options.model_path import ModelPath
 from .options.quantization import quantization_options
 from .options.sampling import sampling_options_without
@@ -38,7 +38,7 @@ CALIBRATION_OPTIONS = (
     *("prompts", "prompt_file"),
 )
 GROUPS = {
-    WHAT: (
+    "What to export": (
         *("plan", "vae", "latent_scale", "latent_shift", "weights", "ignore_tensors"),
         *("tokenizer", "config", "labels", "cached_backbone"),
     ),
@@ -51,6 +51,7 @@ GROUPS = {
 @click.command(
     cls=GroupedCommand,
     groups=GROUPS,
+    how="Default options of the plan",
     epilog="Examples:\n\n\b\n"
     "  disa-export mar_b.pth --vae kl16.ckpt --fp16\n"
     "  disa-export mar_run/ --vae sd-vae-ft-ema/ --latent-scale 0.2325 -o engines/\n"
@@ -77,21 +78,21 @@ GROUPS = {
 @click.option(
     "--latent-scale",
     type=float,
-    help="The model was trained on (latents - shift) * scale of the VAE [0.2325].",
+    help="Scale of the latents: the model was trained on (latents - shift) * scale [0.2325].",
 )
-@click.option("--latent-shift", type=float, help="The shift in this formula [0].")
+@click.option("--latent-shift", type=float, help="Shift of the latents in the same formula [0].")
 @click.option(
     "--weights",
     metavar="KEY",
-    help="The weights to use if CHECKPOINT has several sets, such as model_ema; '.' for the "
+    help="Key of the weights if CHECKPOINT has several sets, such as model_ema; '.' is the "
     "outermost dict [averaged weights if there are any].",
 )
 @click.option(
     "--ignore-tensors",
     metavar="PATTERN",
     multiple=True,
-    help="Export although the model does not use tensors with such names (shell wildcards; may be "
-    "repeated).",
+    help="Ignore tensors that the model does not use and whose names match (shell wildcards; may "
+    "be repeated).",
 )
 @click.option(
     "--tokenizer",
@@ -105,23 +106,37 @@ GROUPS = {
     help="The plan, or a folder for it [engines/NAME.plan, NAME from the checkpoint or the model].",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a plan that was made from another file.")
-@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="Compute in fp32.")
+@click.option(
+    "--fp32", "precision", flag_value="fp32", default="fp32", help="Compute in fp32 (the default)."
+)
 @click.option("--fp16", "precision", flag_value="fp16", help="Compute matmuls in fp16.")
-@click.option("--bf16", "precision", flag_value="bf16", help="Compute matmuls in bf16.")
+@click.option(
+    "--bf16",
+    "precision",
+    flag_value="bf16",
+    help="Compute matmuls in bf16 (not on the engine cpu).",
+)
 @click.option(
     "--int8",
     "precision",
     flag_value="int8",
-    help="Compute matmuls in int8, calibrated.",
+    help="Compute matmuls in int8; generates images to find the ranges.",
 )
-@click.option("--fp8", "precision", flag_value="fp8", help="Compute matmuls in fp8, calibrated.")
+@click.option(
+    "--fp8",
+    "precision",
+    flag_value="fp8",
+    help="Compute matmuls in fp8; generates images to find the ranges.",
+)
 @quantization_options
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="JSON file with sizes that tensors do not determine, such as encoder_num_heads.",
 )
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Text file with one class name a line."
+)
 @sampling_options_without("tolerance")
 @engine_options
 @click.option(
@@ -160,18 +175,19 @@ def main(
     optimization_level: int | None,
     **sampling: Any,
 ) -> None:
-    """Export CHECKPOINT (training file, state dict, safetensors, or a folder of those) as a plan.
+    """Export CHECKPOINT as a plan, a file that runs wherever ONNX Runtime does.
 
-    Averaged weights (EMA) are used if there are any. Tensors that the model does not use are an
-    error, because they may mean another architecture.
+    CHECKPOINT is a training file, a state dict, safetensors, a folder of those, or
+    hf://organisation/repository[@revision][/file]. Averaged weights (EMA) are used if there are
+    any. Tensors that the model does not use are an error, because they may mean another
+    architecture.
 
     With --int8 or --fp8, CHECKPOINT may also be an fp32 plan. Images are generated with the fp32
     graphs to find the ranges; matmuls with too large an error stay in fp32.
 
-    The plan has the ONNX graphs of the model and runs wherever ONNX Runtime does. Every graph is
-    compared with the fp32 model at several batch sizes; sampling options become the plan's
-    defaults. TensorRT engines are built if TensorRT and a GPU are present, or if --engine or --gpu
-    request them.
+    Every graph is compared with the fp32 model at several batch sizes. Sampling options become the
+    plan's defaults. TensorRT engines are built if TensorRT and a GPU are present, or if --engine
+    or --gpu request them.
     """
     engines = EngineOptions.from_command(engine, gpus, batch, workspace, optimization_level)
     if engine == "auto" and not gpus and not engines_by_default():

@@ -15,7 +15,7 @@ from ..progress import progress_bar
 from .command import DisaCommand
 
 _MAX_TEXT = 400
-# Fields of the manifest's source that are shown on lines of their own.
+# Fields of the manifest's source that are shown on separate lines.
 _SOURCE_LINES = ("weights", "averaged", "lora", "ignored", "latent_scale", "latent_shift")
 
 
@@ -29,7 +29,9 @@ _SOURCE_LINES = ("weights", "averaged", "lora", "ignored", "latent_scale", "late
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.option("--check", is_flag=True, help="Read the whole file and compare all checksums.")
-@click.option("--layers", is_flag=True, help="Show the layers of engines that can run here.")
+@click.option(
+    "--layers", is_flag=True, help="Show the layers of the TensorRT engines that can run here."
+)
 def main(plan: Path, as_json: bool, check: bool, layers: bool) -> None:
     """Show the contents of PLAN: model, sizes, defaults, graphs and engines.
 

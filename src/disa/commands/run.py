@@ -93,8 +93,18 @@ def pop_options(kind: type[Options], options: dict[str, Any]) -> Options:
 )
 @click.argument("plan")
 @selection_options
-@click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line.")
-@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Text file with one class name a line [the names in the plan].",
+)
+@click.option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Images generated together; auto derives the number from the size of the model.",
+)
 @sampling_options
 @click.option(
     "--engine",
@@ -109,11 +119,12 @@ def pop_options(kind: type[Options], options: dict[str, Any]) -> Options:
     type=click.IntRange(0, 100_000),
     default=0,
     show_default=True,
-    help="Worker processes of Ray, each with a GPU or a share of the cores; 0 uses this process.",
+    help="Worker processes (Ray), each with a GPU or a share of the cores; 0 uses this process.",
 )
 @click.option(
     "--ray-address",
-    help="Use a Ray cluster: auto, or host:port. By default one worker a GPU.",
+    help="Address of a Ray cluster: auto, or host:port. Without --workers, each GPU gets one "
+    "worker.",
 )
 @output_options
 @click.option("--json", "as_json", is_flag=True, help="Print the run record as JSON.")
@@ -128,11 +139,12 @@ def main(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Generate images with PLAN as numbered PNG files, with a grid of the first 400.
+    """Generate images with PLAN as numbered files, with a grid of the first 400.
 
     PLAN is a file, or hf://organisation/repository[@revision][/file] on the Hugging Face hub.
-    Defaults of sampling options come from the plan. Image i of a seed is the same for any batch
-    size. The folder also gets run.json: the options, the engine, and the cost.
+    The plan has the defaults of the sampling options (disa-inspect shows them). Image i of a seed
+    is the same for any batch size. The folder also gets run.json, with the options, the engine and
+    the cost. The same command continues an interrupted run.
     """
     chosen, files = pop_options(SelectionOptions, options), pop_options(OutputOptions, options)
     extra: dict[str, Any] = {}

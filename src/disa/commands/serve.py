@@ -40,29 +40,32 @@ def server_options(command: Command) -> Command:
     '-d \'{"prompt": "207"}\'',
 )
 @click.argument("plans", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="Port to listen at; 0 selects a free one.",
+    help="Port to listen on; 0 selects a free one.",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
     default="auto",
     show_default=True,
-    help="Engine of the graphs; auto selects the one to which changing batches cost least.",
+    help="Engine of the graphs; auto selects the fastest one for batches of changing size.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores by default.")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
-    help="File of API keys, one a line; without it, clients need no key.",
+    help="File with one API key a line; without it, clients need no key.",
 )
 @click.option(
-    "--cors", multiple=True, metavar="ORIGIN", help="Origin of a page that may use the API."
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin of web pages that may use the API; may be repeated.",
 )
 @server_options
 def main(

@@ -35,30 +35,40 @@ def print_replay(path: Path, differences: Sequence[Difference]) -> None:
     "references",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="A recorded run of the official implementation (.npz); may be repeated.",
+    help="Recorded run of the official implementation (.npz); may be repeated.",
 )
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="The checkpoint the plan was made from: compare each graph with it (needs PyTorch).",
+    help="Checkpoint that the plan was made from; each graph is compared with it (needs PyTorch).",
 )
-@click.option("--vae", type=click.Path(path_type=Path), help="The VAE the plan was made with.")
+@click.option(
+    "--vae",
+    type=click.Path(path_type=Path),
+    help="VAE that the plan was made with, for --against.",
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="JSON file with sizes that tensors do not determine.",
+    help="JSON file with sizes that tensors do not determine, for --against.",
 )
 @click.option(
     "--weights",
     metavar="KEY",
-    help="The weights of the checkpoint to compare with [those the plan was made from].",
+    help="Key of the weights in the checkpoint [those that the plan was made from].",
 )
 @click.option(
     "--tolerance",
     type=float,
-    help="Largest relative error allowed (1e-4; with --against it depends on the precision).",
+    help="Largest relative error allowed [1e-4; with --against it depends on the precision].",
 )
-@click.option("--engine", type=click.Choice(ENGINES), default="cpu", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="cpu",
+    show_default=True,
+    help="Engine of the graphs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def main(
     plan: Path,
@@ -73,9 +83,9 @@ def main(
 ) -> None:
     """Compare PLAN with recorded runs of the official implementation, or with its checkpoint.
 
-    The recorded random numbers are used with the plan's graphs, and the tokens of every AR
-    iteration and the final latents are compared. The exit code is 1 if any error exceeds the
-    tolerance.
+    For a recorded run, the plan's graphs are run with the recorded random numbers, and the tokens
+    of every AR iteration and the final latents are compared. The exit code is 1 if any error
+    exceeds the tolerance.
     """
     if not references and not against:
         raise click.UsageError("give --reference FILE, or --against CHECKPOINT")

@@ -47,14 +47,14 @@ def lines_of(page: str) -> list[str]:
 README_ROWS = {
     "official loop, fp32": "official fp32",
     "official loop, bf16 autocast": "official bf16 autocast",
-    "the same behind `torch.compile`": "official bf16 autocast compiled",
+    "the same with `torch.compile`": "official bf16 autocast compiled",
     "disa, fp32": "disa cpu",
     "disa, bf16 (`--engine openvino`)": "disa openvino bf16",
     "disa, [int8](docs/quantization.md), rest bf16": "disa openvino int8",
-    "disa, bf16, [a backbone that remembers](docs/cached-backbone.md) (approximate)": (
+    "disa, bf16, [a cached backbone](docs/cached-backbone.md) (approximate)": (
         "disa openvino bf16 refresh 9:5"
     ),
-    "disa, int8, a backbone that remembers (approximate)": "disa cpu int8 refresh 9:5",
+    "disa, int8, a cached backbone (approximate)": "disa cpu int8 refresh 9:5",
 }
 """The rows of the README's table of MAR-B, and their contenders."""
 

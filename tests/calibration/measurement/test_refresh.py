@@ -55,5 +55,5 @@ def test_what_is_measured(pipe: Pipeline) -> None:
 
 
 def test_a_plan_that_forgets(pixel_pipeline: Pipeline) -> None:
-    with pytest.raises(DisaError, match=r"no backbone that remembers.*--cached-backbone"):
+    with pytest.raises(DisaError, match=r"no cached backbone.*--cached-backbone"):
         measure_refresh(pixel_pipeline, pixel_pipeline.options(), [0, 1], [16], 2, 0)

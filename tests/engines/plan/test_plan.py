@@ -75,7 +75,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, message in [
         (tmp_path / "none.plan", "there is no plan at .*none.plan: make one with disa-export"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is a folder: give the plan file in it"),
         (tmp_path / "fifo", "not a regular file"),
         (Path("/dev/zero"), "not a regular file"),
         (tmp_path / "a\0b", "cannot be opened"),

@@ -38,7 +38,11 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {
         ("mar", {"iterations": 3}, "no option iterations"),
         ("mar", {"num_iterations": 100}, "100 iterations are more than the 64 tokens"),
         ("harmon", {"num_iterations": 65}, "65 iterations are more than the 64 tokens"),
-        ("mar", {"num_iterations": 0}, "num iterations must be a whole number, at least 1, not 0"),
+        (
+            "mar",
+            {"num_iterations": 0},
+            "number of iterations must be a whole number, at least 1, not 0",
+        ),
         ("mar", {"num_iterations": 2.5}, "a whole number"),
         ("mar", {"guidance_scale": 0}, "guidance scale must be above 0 and below 1000, not 0"),
         ("mar", {"guidance_scale": float("nan")}, "above 0 and below 1000, not nan"),

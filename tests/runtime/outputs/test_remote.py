@@ -100,8 +100,10 @@ def test_places_that_are_none(s3: str, pixel_plan: Path) -> None:
     assert result.exit_code == 1
     assert "cannot be written" in result.output
     assert "Traceback" not in result.output
-    with pytest.raises(DisaError, match="xyz"):
+    with pytest.raises(DisaError, match=r"xyz.*give a folder, or a URL such as s3://"):
         open_store("xyz://place")
+    with pytest.raises(DisaError, match=r"gcsfs.*: install that package"):
+        open_store("gs://bucket/run")
     assert isinstance(open_store("file:///tmp/x"), LocalStore)
 
 

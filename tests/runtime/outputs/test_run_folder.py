@@ -379,5 +379,7 @@ def test_what_a_killed_writer_left_is_deleted(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DisaError, match="cannot be written: Not a directory: choose another"):
+    with pytest.raises(DisaError, match="a file or in a file, not a folder: choose another"):
         open_folder(tmp_path / "file" / "run", 1)
+    with pytest.raises(DisaError, match="a file or in a file, not a folder: choose another"):
+        open_folder(tmp_path / "file", 1)

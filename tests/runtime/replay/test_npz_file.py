@@ -107,9 +107,11 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     buffer = io.BytesIO()
     np.savez(buffer, x=np.zeros(9))
     (tmp_path / "cut").write_bytes(buffer.getvalue()[:-30])
-    for name in ("text", "cut", "missing", "."):
+    for name in ("text", "cut", "."):
         with pytest.raises(DamagedFile, match=r"is not an \.npz file"):
             NpzFile(tmp_path / name)
+    with pytest.raises(DamagedFile, match="missing: there is no such file"):
+        NpzFile(tmp_path / "missing")
     with zipfile.ZipFile(tmp_path / "t", "w") as twice:
         twice.writestr("x.npy", b"")
         twice.writestr("x", b"")

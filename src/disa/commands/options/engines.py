@@ -25,7 +25,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "gpus",
             callback=_parsed(parse_gpus, ()),
             metavar="sm_89,sm_120",
-            help="Architectures to build for.  [default: this machine's GPU]",
+            help="GPU architectures to build for.  [default: that of this machine's GPU; without "
+            "a GPU, sm_80,sm_86,sm_89,sm_120 for tensorrt-rtx]",
         ),
         click.option(
             "--batch-size",
@@ -34,7 +35,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             callback=_parsed(profile.Range.parse, None),
             metavar="MIN:USUAL:MAX",
-            help="Images at a time; the engine is fastest at USUAL.",
+            help="Images in a batch of the engine, which is fastest at USUAL.",
         ),
         click.option(
             "--workspace",

@@ -18,13 +18,19 @@ class GroupedCommand(DisaCommand):
     Args:
         groups: names of options by group, in the order of the help; the sampling options form
             a separate group, after the first one.
+        how: title of the group of sampling options.
     """
 
     def __init__(
-        self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        how: str = HOW,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
+        self.how = how
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""
@@ -39,5 +45,5 @@ class GroupedCommand(DisaCommand):
                 rows[group].append(record)
         for group, records in rows.items():
             if records:
-                with formatter.section(group):
+                with formatter.section(self.how if group == HOW else group):
                     formatter.write_dl(records)

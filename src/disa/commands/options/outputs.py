@@ -28,8 +28,8 @@ _OPTIONS = (
         type=click.Choice(FORMATS),
         default="png",
         show_default=True,
-        help="Image files in a folder (png, jpeg, webp), GenEval's folders of prompts, or shards: "
-        "tar files for webdataset, parquet files, one npz for the evaluator of ADM.",
+        help="Image files in a folder (png, jpeg, webp), a folder for each prompt (geneval), tar "
+        "shards (webdataset), parquet shards, or one npz file for the evaluator of ADM.",
     ),
     click.option(
         "--image-type",
@@ -44,10 +44,11 @@ _OPTIONS = (
     click.option(
         "--shard-images",
         type=click.IntRange(1),
-        help=f"Images in a shard; {SHARD_IMAGES} by default, 1 GB of PNG at 256x256.",
+        help=f"Images in a shard of webdataset or parquet; {SHARD_IMAGES} by default, about 1 GB "
+        "of PNG at 256x256.",
     ),
-    click.option("--npz", is_flag=True, help="Also write samples.npz (uint8 NHWC, for FID tools)."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in the folder."),
+    click.option("--npz", is_flag=True, help="Also write samples.npz (uint8 NHWC) for FID tools."),
+    click.option("--overwrite", is_flag=True, help="Delete the run in the folder first."),
 )
 
 

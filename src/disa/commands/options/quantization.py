@@ -17,15 +17,15 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             default=IMAGES,
             show_default=True,
-            help="Images generated to find the ranges for --int8 and --fp8.",
+            help="Images generated to find the ranges, for --int8 and --fp8.",
         ),
         click.option(
             "--token-tolerance",
             type=click.FloatRange(0, min_open=True),
             default=TOKEN_TOLERANCE,
             show_default=True,
-            help="Largest distance between tokens sampled in fp32 and quantised from the same "
-            "state, in standard deviations.",
+            help="Largest distance of tokens sampled with the quantised and with the fp32 graphs "
+            "from the same state, in standard deviations.",
         ),
         click.option(
             "--spread-tolerance",
@@ -35,12 +35,15 @@ def quantization_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Largest relative change of these tokens' standard deviation.",
         ),
         click.option(
-            "--prompt", "prompts", multiple=True, help="A prompt for calibration; may be repeated."
+            "--prompt",
+            "prompts",
+            multiple=True,
+            help="Text prompt for the calibration images; may be repeated.",
         ),
         click.option(
             "--prompt-file",
             type=click.Path(path_type=Path),
-            help="Prompts for calibration, one a line.",
+            help="File of prompts for the calibration images: one a line, or .json, .jsonl.",
         ),
     )
     for option in reversed(options):

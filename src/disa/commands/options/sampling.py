@@ -14,6 +14,7 @@ from ...runtime.families.registry import OPTIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 HOW = "How to generate"
+TITLES = {"mar": "MAR", "flowar": "FlowAR", "xar": "xAR", "harmon": "Harmon"}
 
 
 class OptionValue(click.ParamType):
@@ -79,6 +80,16 @@ def flags_of(name: str) -> Collection[str]:
     return (f"--{name.replace('_', '-')}", *all_options()[name].metadata["aliases"])
 
 
+def families_with(name: str) -> str:
+    """The families that have an option, for its help; empty if all have it."""
+    having = [
+        TITLES.get(family, family)
+        for family, kind in OPTIONS.items()
+        if name in {each.name for each in fields(kind)}
+    ]
+    return "" if len(having) == len(OPTIONS) else f" ({', '.join(having)})"
+
+
 def _flag(each: "Field[Any]") -> Callable[[Command], Command]:
     about = each.metadata
     kind: click.ParamType
@@ -94,5 +105,5 @@ def _flag(each: "Field[Any]") -> Callable[[Command], Command]:
         cls=SamplingOption,
         type=kind,
         metavar=about["metavar"],
-        help=about["help"],
+        help=about["help"].removesuffix(".") + families_with(each.name) + ".",
     )

@@ -47,18 +47,26 @@ _OPTIONS = (
         "--class",
         "classes",
         multiple=True,
-        help="Class by number or by name; may be repeated. By default all classes in turn.",
+        help="Class by number or name; may be repeated. By default all classes in turn.",
     ),
-    click.option("--prompt", "prompts", multiple=True, help="A text prompt; may be repeated."),
+    click.option("--prompt", "prompts", multiple=True, help="Text prompt; may be repeated."),
     click.option(
-        "--prompt-file", type=click.Path(path_type=Path), help="Text prompts, one a line."
+        "--prompt-file",
+        type=click.Path(path_type=Path),
+        help="File of prompts: one a line, or .json, .jsonl.",
     ),
     click.option(
         "--rows",
         type=click.Path(path_type=Path),
         help="CSV or .jsonl file with index, class (or prompt) and seed of each image.",
     ),
-    click.option("--seed", type=click.IntRange(0, MAX_INDEX), default=0, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_INDEX),
+        default=0,
+        show_default=True,
+        help="Seed of the noise and of the generation order.",
+    ),
 )
 
 
@@ -108,9 +116,11 @@ def select_images(options: SelectionOptions, conditions: Conditions) -> Selectio
         DisaError: options exclude each other, a class does not exist, or a file is not usable.
     """
     if conditions.classes is None and options.classes:
-        raise DisaError(f"a {conditions.family} model takes prompts: give --prompt")
+        raise DisaError(
+            f"a {conditions.family} model takes prompts, not classes: use --prompt or --prompt-file"
+        )
     if conditions.classes is not None and (options.prompts or options.prompt_file):
-        raise DisaError(f"a {conditions.family} model takes classes: give --class")
+        raise DisaError(f"a {conditions.family} model takes classes, not prompts: use --class")
     if options.rows:
         return _select_rows(options, conditions)
     if options.per_class and options.num:

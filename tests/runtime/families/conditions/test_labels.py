@@ -51,7 +51,11 @@ def test_a_name_twice_in_one_class() -> None:
         (5, NAMES, "class 5 does not exist: the model has classes 0 to 4"),
         ("sneeker", NAMES, "no class 'sneeker': did you mean 'Sneaker'"),
         ("sports cat", NAMES, r"did you mean 'sports car, sport car'\?"),
-        ("qqq", NAMES, "no class 'qqq': such as 'goldfish, Carassius auratus'"),
+        (
+            "qqq",
+            NAMES,
+            "give a number from 0 to 4, or a name such as 'goldfish, Carassius auratus'",
+        ),
         ("", NAMES, "no class"),
         ("dog", None, "no class names"),
         ("9" * 5000, NAMES, "no class"),

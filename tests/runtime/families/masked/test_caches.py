@@ -1,4 +1,4 @@
-"""A backbone that remembers, through the exported graphs."""
+"""A cached backbone, through the exported graphs."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def test_graphs_are_loaded_when_they_are_needed(pipe: Pipeline) -> None:
 
 def test_a_plan_without_the_graphs(golden_plan: ExportGolden) -> None:
     plain = Pipeline.from_plan(golden_plan("mar"), "cpu")
-    with pytest.raises(DisaError, match=r"no backbone that remembers.*--cached-backbone"):
+    with pytest.raises(DisaError, match=r"no cached backbone.*--cached-backbone"):
         plain(1, refresh="9:5", **QUICK)
 
 
