@@ -184,7 +184,7 @@ def as_schedule(given: Any) -> Schedule:
         return read_schedule(Path(given))
     if isinstance(given, Mapping):
         return plan_schedule(given)
-    if not callable(getattr(given, "steps", None)):
+    if isinstance(given, type) or not callable(getattr(given, "steps", None)):
         raise InvalidRequest(
             "a schedule is an object with a method steps, or the path of a JSON file"
         )
