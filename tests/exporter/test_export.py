@@ -171,6 +171,31 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path, pixel_checkpoint
     assert "2 class names for 10 classes" in result.output
 
 
+@pytest.mark.parametrize("name", ["x" * 257, 7])
+def test_class_names_that_a_manifest_cannot_hold(
+    tmp_path: Path, pixel_checkpoint: Path, name: Any
+) -> None:
+    """They are refused before the graphs are exported."""
+    stages: list[str] = []
+    names = [*"abcdefghi", name]
+    with pytest.raises(DisaError, match="name of class 9 must be text of at most 256 letters"):
+        export(pixel_checkpoint, tmp_path / "x", class_names=names, report=stages.append)
+    assert not any(stage.startswith("exporting") for stage in stages)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_a_tolerance_that_is_none(tmp_path: Path, pixel_checkpoint: Path, tolerance: float) -> None:
+    stages: list[str] = []
+    with pytest.raises(DisaError, match="tolerance must be a number of at least 0"):
+        export(pixel_checkpoint, tmp_path / "x", tolerance=tolerance, report=stages.append)
+    assert not stages
+
+
+def test_one_pattern_is_not_a_list_of_letters(tmp_path: Path, pixel_checkpoint: Path) -> None:
+    with pytest.raises(DisaError, match=r"has a name like 'loss\.\*'"):
+        export(pixel_checkpoint, tmp_path / "x", ignore_tensors="loss.*")
+
+
 def test_a_failed_export_leaves_nothing(
     tmp_path: Path, pixel_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,8 @@ CALIBRATION_OPTIONS = (
     *("calibration_images", "token_tolerance", "spread_tolerance"),
     *("prompts", "prompt_file"),
 )
+LIMITS = ("tolerance", "token_tolerance", "spread_tolerance")
+"""Options that only limit the errors that are found by comparing."""
 GROUPS = {
     WHAT: (
         *("plan", "vae", "latent_scale", "latent_shift", "weights", "ignore_tensors"),
@@ -193,6 +195,8 @@ def main(
         _report_engines(add_engines(plan, engines, target))
         return
     assert checkpoint is not None
+    if no_check:
+        refuse_options(LIMITS, "--no-check compares nothing")
     if precision not in QUANTIZED:
         refuse_options(CALIBRATION_OPTIONS, f"{precision} needs no calibration")
     if engines is None:

@@ -31,7 +31,7 @@ def test_a_schedule_is_written_as_its_content() -> None:
 
 
 def test_what_a_manifest_cannot_hold_is_not_written() -> None:
-    """A plan with null for a schedule could not be opened; NumPy's numbers are no JSON."""
+    """A manifest may not have null for a schedule, and NumPy's numbers are no JSON."""
     given: dict[str, Any] = {"schedule": None, "tolerance": None, "steps": 9}
     given |= {"guidance_scale": np.float32(2.5), "num_iterations": np.int64(4)}
     given |= {"temperature": 1, "strategy": Strategy.COSINE}
