@@ -22,6 +22,7 @@ from ..runtime.sampling.schedule import (
     parse_steps,
     schedule_content,
 )
+from .arguments import MIN_BATCH, check_limits, check_measurement, checked_conditions
 from .fit.iterations import Partitions, TimeModel
 from .fit.refresh import RefreshChoice, cheapest, refresh_choices
 from .fit.steps import counts_of, fit_to_cost, fit_to_error
@@ -37,7 +38,6 @@ IMAGES = 128
 PRECISION = 0.05
 REFERENCE_STEPS = 100
 MAX_BATCH = 32
-MIN_BATCH = 2
 FEW_IMAGES = 32
 """Images of the measurements that repeat each image several times."""
 MATCHES, COSTS, FITS = ("quality", "cost"), ("calls", "time"), ("steps", "iterations")
@@ -83,7 +83,7 @@ def calibrate(
 
     Args:
         pipe: the model.
-        conditions: class numbers or prompts, two or more; one for each image.
+        conditions: classes or prompts, two or more; one for each image.
         fit: "steps", or "iterations" to also fit the number of tokens that each AR iteration
             predicts (MAR and Harmon).
         precision: stop when half the width of every 95 % interval is at most this share of its
@@ -97,9 +97,10 @@ def calibrate(
         refresh: also fit the full passes of a cached backbone, so that the error of all
             other passes is at most this.
         seed: seed of the images.
-        batch_size: images of a batch; by default derived from the model's size.
+        batch_size: images of a batch, two or more; by default derived from the model's size.
         bar: creates a progress bar from a number of images and a description.
-        sampling: options as for `Pipeline`; `steps` and `strategy` are those of the baseline.
+        sampling: options as for `Pipeline`, except `schedule` and `tolerance`; `steps` and
+            `strategy` are those of the baseline.
 
     Returns:
         The fitted schedule, the measurement, and the content of a schedule file.
@@ -108,10 +109,11 @@ def calibrate(
         DisaError: an option is not valid, the target is not reached, or samples are not finite.
     """
     check_fit(fit, match, cost, pipe.plan)
+    check_limits(target, refresh)
+    check_measurement(precision, reference_steps, seed, batch_size, sampling)
     if refresh is not None:
         check_remembers(pipe)
-        if not refresh > 0:
-            raise DisaError(f"the error of passes that are not full must be above 0, not {refresh}")
+    conditions = checked_conditions(pipe, conditions)
     baseline = baseline_schedule(pipe.plan, sampling)
     options = baseline_options(pipe, baseline, sampling)
     size = batch_size or max(MIN_BATCH, min(MAX_BATCH, pipe.auto_batch_size(options)))
@@ -163,6 +165,7 @@ def refit(
     Args:
         origin: entries of the schedule file that describe how it was measured.
     """
+    check_limits(target, refresh)
     fitted = fit_to(measured, baseline, fit, match, target, cost)
     schedule, summary = fitted.schedule, dict(fitted.summary)
     if refresh is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..engines.plan.plan import Plan
 from ..errors import DisaError
+from ..files import is_same
 
 PLAN_SUFFIX = ".plan"
 FOLDER = Path("engines")
@@ -47,7 +48,7 @@ def refuse_inputs(path: Path, inputs: Iterable[Path | None]) -> None:
         DisaError: it would.
     """
     for file in inputs:
-        if file is not None and _is_same(path, file):
+        if file is not None and is_same(path, file):
             raise DisaError(
                 f"{path} is read for this plan and would be replaced by it: choose another name "
                 "with -o"
@@ -78,10 +79,3 @@ def refuse_other_plan(path: Path, sha256: Callable[[], str], overwrite: bool) ->
             f"{path} exists and was made from another file ({str(made_from.get('file'))[:80]}): "
             "choose another name with -o, or --overwrite"
         )
-
-
-def _is_same(path: Path, file: Path) -> bool:
-    try:
-        return os.path.samefile(path, file)
-    except OSError:
-        return False

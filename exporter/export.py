@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..checked_numbers import positive_number
 from ..engines.plan.manifest import QUANTIZED
+from ..engines.plan.manifest_values import MAX_TEXT
 from ..engines.plan.plan import PlanWriter
 from ..engines.plan.sharing import SharedWeights
 from ..engines.session import TensorSpec
@@ -102,11 +104,13 @@ def export(
         DisaError: an input or an option is not valid, a graph exceeds the tolerance, or the plan
             cannot be written. No file is left in this case.
     """
-    if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise InvalidRequest(f"the tolerance must be a number of at least 0, not {tolerance}")
     if precision in QUANTIZED:
         raise DisaError(f"{precision} needs calibration: export in fp32, and quantise that plan")
     precision = Precision(precision)
+    if tolerance is not None:
+        tolerance = positive_number("the tolerance", tolerance, zero=True)
+    # A single text is a sequence, too: of letters.
+    ignore_tensors = (ignore_tensors,) if isinstance(ignore_tensors, str) else ignore_tensors
     source = Path(checkpoint)
     report("reading the checkpoint")
     given = load_config(config) if isinstance(config, str | os.PathLike) else config
@@ -267,6 +271,12 @@ def _class_names(
         raise InvalidRequest(
             f"there are {len(names)} class names for {classes} classes: give one for each"
         )
+    for number, name in enumerate(names or ()):
+        if not isinstance(name, str) or len(name) > MAX_TEXT:
+            raise DisaError(
+                f"the name of class {number} must be text of at most {MAX_TEXT} letters, not "
+                f"{repr(name)[:80]}"
+            )
     return list(names) if names else None
 
 

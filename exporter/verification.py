@@ -119,7 +119,7 @@ class Verification:
 def verify(
     plan: str | os.PathLike[str],
     *,
-    references: Sequence[str | os.PathLike[str]] = (),
+    references: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = (),
     against: str | os.PathLike[str] | None = None,
     vae: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -131,7 +131,8 @@ def verify(
 
     Args:
         plan: the plan.
-        references: recorded runs (.npz). Their random numbers are used with the plan's graphs.
+        references: recorded runs (.npz), or one. Their random numbers are used with the plan's
+            graphs.
         against: the checkpoint that the plan was made from; this needs PyTorch.
         vae: the VAE that the plan was made with.
         config: sizes that tensors do not show, as a JSON file.
@@ -147,6 +148,8 @@ def verify(
         InvalidRequest: there is nothing to compare with, or the tolerance is not a number.
         DisaError: a file is damaged or of another model.
     """
+    if isinstance(references, str | os.PathLike):
+        references = [references]
     if not references and against is None:
         raise InvalidRequest("there is nothing to compare with: give references, or a checkpoint")
     if tolerance is not None and not 0 <= tolerance < float("inf"):
@@ -189,6 +192,6 @@ def _compare(
 
 
 def _replay(plan: Path, references: Sequence[Path], engine: str, tolerance: float) -> ReplayReport:
-    pipe = Pipeline.from_plan(plan, engine, exact=True)
-    found = {path: replay(pipe, path) for path in references}
-    return ReplayReport(pipe.engine, tolerance, found)
+    with Pipeline.from_plan(plan, engine, exact=True) as pipe:
+        found = {path: replay(pipe, path) for path in references}
+        return ReplayReport(pipe.engine, tolerance, found)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 
+from ..checked_numbers import whole_number
 from ..engines.array_types import Floats
 from ..engines.open import open_session
 from ..engines.plan.plan import Plan
@@ -39,6 +40,7 @@ __all__ = ["Pipeline", "Progress", "Result", "to_uint8"]
 Images = npt.NDArray[np.uint8]
 AUTO_BATCH_FLOATS = 64 * 1024**2
 MAX_AUTO_BATCH = 64
+MAX_IMAGE = 2**62
 OUTPUT_TYPES = ("np", "pil", "latent")
 
 logger = logging.getLogger("disa")
@@ -261,11 +263,10 @@ class Pipeline:
             refresh=refresh,
         )
         conditions = self.conditions(class_labels, prompt)
-        together = self.auto_batch_size(options) if batch_size is None else batch_size
-        if together < 1:
-            raise InvalidRequest(f"the batch size must be at least 1, not {together}")
-        if first_image < 0:
-            raise InvalidRequest(f"the first image has at least the index 0, not {first_image}")
+        together = self.auto_batch_size(options)
+        if batch_size is not None:
+            together = whole_number("the batch size", batch_size, 1)
+        first_image = whole_number("the index of the first image", first_image, 0, MAX_IMAGE)
         stats = Stats()
         outputs: list[Output] = []
         for start in range(0, len(conditions), together):

@@ -20,7 +20,7 @@ from ...engines.plan.sharing import SharedWeights
 from ...engines.plan.traits import HOST_ONLY, Role
 from ...engines.plan.writer import PlanWriter
 from ...engines.session import Session
-from ...errors import DisaError
+from ...errors import DisaError, InvalidRequest
 from ...progress import progress_bar
 from ...runtime.families.masked.caches import DIFFERENCE
 from ...runtime.pipeline import Pipeline
@@ -160,6 +160,11 @@ class _Job:
                 )
             prompts = self.options.prompts
             return pipe.family.conditions([prompts[i % len(prompts)] for i in range(count)])
+        if self.options.prompts:
+            raise InvalidRequest(
+                f"a {self.plan.manifest.family} model takes classes, not prompts: leave the "
+                "prompts out"
+            )
         # A stride that is coprime to the number of classes reaches all of them.
         stride = max(1, round(classes * 0.618))
         while np.gcd(stride, classes) != 1:

@@ -7,6 +7,7 @@ from typing import Any
 from ...engines.plan.manifest import GraphInfo
 from ...errors import DisaError
 from ...runtime.sampling.refresh import parse_refresh
+from ...runtime.sampling.schedule import FittedSchedule
 from ...runtime.sessions import ON_DEMAND
 
 LONGEST = 9
@@ -69,7 +70,11 @@ def rounds_of(graphs: Mapping[str, GraphInfo], options: Any, iterations: int) ->
     # Adaptive steps would depend on rounding, and could not be compared one by one.
     plain = replace(options, tolerance=0.0)
     if "refresh" in {option.name for option in fields(options)}:
-        plain = replace(plain, refresh=None)
+        # A schedule that sets full passes would set them again.
+        schedule = options.schedule
+        if isinstance(schedule, FittedSchedule):
+            schedule = replace(schedule, refresh=None)
+        plain = replace(plain, schedule=schedule, refresh=None)
     remembering = {name for name, info in graphs.items() if info.traits.role in ON_DEMAND}
     rounds = [Round(plain, frozenset(graphs.keys() - remembering))]
     if remembering:

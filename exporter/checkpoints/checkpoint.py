@@ -163,9 +163,19 @@ def _open(
         raise DisaError(f"{path}: it is not a regular file")
     index = path.name.endswith(".index.json")
     parts = [_read(part) for part in read_index(path)] if index else [_read(path)]
-    document = {key: value for part in parts for key, value in part.document.items()}
-    if index:
-        _check_complete(path, document)
+    listed = listed_tensors(path) if index else {}
+    # A file may have a stale copy of a tensor for which the index lists another file.
+    document = {
+        key: value
+        for part in parts
+        for key, value in part.document.items()
+        if listed.get(key, part.path.name) == part.path.name
+    }
+    if missing := sorted(listed.keys() - document.keys()):
+        raise DisaError(
+            f"{path}: {len(missing)} of its tensors are missing in its files "
+            f"(first {missing[0][:80]}): fetch all files again"
+        )
     chosen = select_weights(document, path, weights, recognise, recorded)
     _refuse_unreadable(chosen.mapping, path)
     if not chosen.tensors:
@@ -190,14 +200,6 @@ def _open(
         chosen.averaged,
         {part.path: part.members for part in parts},
     )
-
-
-def _check_complete(index: Path, document: Mapping[Any, Any]) -> None:
-    if missing := sorted(listed_tensors(index) - document.keys()):
-        raise DisaError(
-            f"{index}: {len(missing)} of its tensors are missing in its files "
-            f"(first {missing[0][:80]}): fetch all files again"
-        )
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,9 @@ def read_index(index: Path) -> list[Path]:
     return files
 
 
-def listed_tensors(index: Path) -> set[str]:
-    """The names of the tensors that an index lists."""
-    return set(_weight_map(index))
+def listed_tensors(index: Path) -> dict[str, str]:
+    """The file of each tensor that an index lists."""
+    return _weight_map(index)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

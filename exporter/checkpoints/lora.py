@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import DisaError
+from .state_dict import check_floats
 
 _FACTOR = re.compile(
     r"(?P<layer>.+)\.lora_(?P<side>A|B|down|up)(?:\.(?P<adapter>(?!weight$)\w+))?(?:\.weight)?"
@@ -50,8 +51,8 @@ def merge_lora(
             `LAYER.alpha`.
 
     Raises:
-        DisaError: a factor, a base weight or alpha is missing, or the adapters are not LoRA
-            adapters of linear layers.
+        DisaError: a factor, a base weight or alpha is missing, the adapters are not LoRA
+            adapters of linear layers, or a weight is not a float.
     """
     if not any("lora_" in key for key in state):
         return Merged(dict(state))
@@ -74,6 +75,8 @@ def merge_lora(
             raise _refused(where, f"{layer} has one of its two factors only")
         if weight not in state:
             raise _refused(where, f"the adapted weight {weight} is missing")
+        # Integers would lack the scales that belong to them.
+        check_floats({key: state[key] for key in (weight, *sides.values())}, where)
         down, up = state[sides["A"]].float(), state[sides["B"]].float()
         base = state[weight]
         if down.ndim != 2 or up.ndim != 2 or base.shape != (up.shape[0], down.shape[1]):

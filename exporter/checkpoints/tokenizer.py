@@ -17,6 +17,8 @@ PRE_TOKENS = (
 """Qwen2's text split before byte-pair encoding: words, single digits, punctuation, blanks."""
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = SPECIAL_TOKENS[1:]
+"""The special tokens of the chat template, in which every prompt is put."""
 MAX_FILE_BYTES = 64 << 20
 MAX_TOKENS = 1 << 24
 MEMBER = "tokenizer.json"
@@ -55,7 +57,9 @@ def read_tokenizer(folder: Path | str, vocab_size: int) -> bytes:
     except ImportError as error:
         raise import_failed(error, "tokenizers", "text") from error
     try:
-        known = Tokenizer.from_buffer(data).get_vocab(with_added_tokens=True)
+        tokenizer = Tokenizer.from_buffer(data)
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        whole = [t for t in CHAT_TOKENS if tokenizer.encode(t).ids == [known.get(t)]]
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is not an Exception
@@ -64,6 +68,11 @@ def read_tokenizer(folder: Path | str, vocab_size: int) -> bytes:
         raise DisaError(
             f"{folder}: its tokens have ids up to {max(known.values(), default=-1)}, but the model "
             f"has {vocab_size} ids: it is the tokenizer of another model"
+        )
+    if absent := [token for token in CHAT_TOKENS if token not in whole]:
+        raise DisaError(
+            f"{folder}: it does not read {' and '.join(absent)} as one token, so prompts would not "
+            "be understood: use the tokenizer of the model's own language model, Qwen2.5"
         )
     return data
 

@@ -31,6 +31,7 @@ _MIDDLE = {
     "decoder.mid_block.attentions.0.": "decoder.mid.attn_1.",
     "decoder.conv_norm_out.": "decoder.norm_out.",
 }
+KIND = "AutoencoderKL"
 # Options of AutoencoderKL that the official decoder does not have.
 _ONLY = {
     "act_fn": "silu",
@@ -88,9 +89,9 @@ def check_configuration(config: Mapping[str, Any], where: Path) -> None:
     Raises:
         DisaError: it does not.
     """
-    kind = config.get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise DisaError(f"{where}: it is the configuration of {str(kind)[:60]}, not AutoencoderKL")
+    kind = config.get("_class_name", KIND)
+    if kind != KIND:
+        raise DisaError(f"{where}: it is the configuration of {str(kind)[:60]}, not {KIND}")
     for option, value in _ONLY.items():
         if config.get(option, value) != value:
             raise DisaError(

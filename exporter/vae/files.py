@@ -14,7 +14,7 @@ from ...files import read_bytes
 from ..checkpoints.checkpoint import open_checkpoint
 from . import decoder
 from .decoder import KLConfig, KLDecoder
-from .diffusers import check_configuration, is_diffusers, official_names
+from .diffusers import KIND, check_configuration, is_diffusers, official_names
 from .latents import LATENT_SCALE, OPTIONS, LatentScale
 
 CONFIG = "config.json"
@@ -99,20 +99,31 @@ def open_vae(path: str | PathLike[str], weights: str | None = None) -> OpenedVAE
         path = path / "vae"
     opened = open_checkpoint(path, weights, decoder.recognise)
     state, stated = opened.state, {}
-    if path.is_dir() and (path / CONFIG).is_file():
-        stated = _stated(path / CONFIG)
+    beside = not path.is_dir()
+    file = (path.parent if beside else path) / CONFIG
+    if file.is_file() and (is_diffusers(state) or not beside):
+        stated = _stated(file, beside)
     if is_diffusers(state):
         state = official_names(state)
     return OpenedVAE(path, decoder.configure(state, path), state, stated, opened.files)
 
 
-def _stated(file: Path) -> dict[str, float]:
+def _stated(file: Path, beside: bool) -> dict[str, float]:
+    """The scale and shift in a configuration of diffusers.
+
+    Args:
+        beside: whether it is only beside the VAE's file, so that it may belong to another model.
+    """
     try:
         config: Mapping[str, Any] = any_object(
             load(read_bytes(file, MAX_CONFIG_BYTES), "the configuration")
         )
     except JSONError as error:
+        if beside:
+            return {}
         raise DisaError(f"{file}: {error}") from error
+    if beside and config.get("_class_name") != KIND:
+        return {}
     check_configuration(config, file)
     stated = {STATED[key]: config[key] for key in STATED if config.get(key) is not None}
     try:

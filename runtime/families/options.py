@@ -14,9 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ...checked_numbers import whole_number
 from ...engines.plan.version1 import DEFAULTS as RENAMED
 from ...errors import InvalidRequest
 from ..sampling.schedule import (
+    MAX_STEPS,
+    MIN_STEPS,
     AnnealedSchedule,
     FittedSchedule,
     Schedule,
@@ -206,6 +209,16 @@ class SamplingOptions:
         if self.schedule is not None:
             return self.schedule
         return AnnealedSchedule(*parse_steps(self.steps), self.strategy)
+
+    def steps_of(self, iteration: int, iterations: int) -> int:
+        """Nominal denoising steps of AR iteration `iteration` (from 0) of `iterations`.
+
+        Raises:
+            InvalidRequest: the schedule is an object of the caller that gives no step count.
+        """
+        steps = self.step_schedule.steps(iteration, iterations)
+        name = f"the steps that the schedule gives for AR iteration {iteration + 1}"
+        return whole_number(name, steps, MIN_STEPS, MAX_STEPS)
 
     def check_tokens(self, tokens: Mapping[str, Any]) -> None:
         """Check these options against the size of a model.

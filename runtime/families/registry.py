@@ -59,17 +59,25 @@ def checked_defaults(
     Args:
         tokens: the section of the manifest.
         defaults: the default options of the model.
-        overrides: the options of the export.
+        overrides: the options of the export; None leaves an option as it is.
 
     Raises:
         InvalidRequest: the family does not have an option, or a value is not valid.
     """
-    own, chosen = canonical_defaults(defaults), dict(overrides)
-    options = OPTIONS[family].of(family, tokens, own, chosen)
-    if chosen.get("schedule") is not None:
+    own = canonical_defaults(defaults)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    options = OPTIONS[family].of(family, tokens, own, given)
+    # Values of other libraries, such as NumPy's, become plain ones.
+    chosen = {name: _plain(getattr(options, name)) for name in given if name != "schedule"}
+    if "schedule" in given:
         if not isinstance(options.schedule, FittedSchedule):
             raise InvalidRequest("a plan's schedule must list the steps of each AR iteration")
         chosen["schedule"] = schedule_content(options.schedule)
         if options.schedule.iterations is not None:
             chosen["num_iterations"] = options.schedule.iterations
     return {**own, **chosen}
+
+
+def _plain(value: Any) -> Any:
+    """A checked value as JSON has it."""
+    return value if isinstance(value, int | float) else str(value)

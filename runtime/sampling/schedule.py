@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,13 +50,24 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class AnnealedSchedule:
-    """Steps falling from `upper` to `lower` over the AR iterations."""
+    """Steps falling from `upper` to `lower` over the AR iterations.
+
+    Raises:
+        InvalidRequest: a number or the strategy is not valid.
+    """
 
     upper: int = 50
     lower: int = 5
     strategy: Strategy = Strategy.LINEAR
 
     def __post_init__(self) -> None:
+        upper, lower = _whole((self.upper, self.lower))
+        if self.strategy not in list(Strategy):
+            known, found = ", ".join(Strategy), str(self.strategy)[:80]
+            raise InvalidRequest(f"the strategy must be one of {known}, not {found!r}")
+        for name, value in (("upper", upper), ("lower", lower)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "strategy", Strategy(self.strategy))
         if self.lower > self.upper:
             raise InvalidRequest(
                 f"the lower step count {self.lower} is above the upper one {self.upper}: "
@@ -106,6 +118,10 @@ class FittedSchedule:
     refresh: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("counts", "tokens", "refresh"):
+            numbers = getattr(self, name)
+            if numbers is not None or name == "counts":
+                object.__setattr__(self, name, _whole(numbers))
         if not self.counts:
             raise InvalidRequest("a schedule needs the steps of at least one AR iteration")
         for count in self.counts:
@@ -155,6 +171,20 @@ class FittedSchedule:
         return shown
 
 
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """Whole numbers of any library.
+
+    Raises:
+        InvalidRequest: they are something else.
+    """
+    try:
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError:
+        raise InvalidRequest(
+            f"a schedule has whole numbers, not {repr(numbers)[:80]}: round them"
+        ) from None
+
+
 def read_schedule(path: Path) -> FittedSchedule:
     """The schedule in a JSON file, as disa-calibrate writes it.
 
@@ -184,7 +214,7 @@ def as_schedule(given: Any) -> Schedule:
         return read_schedule(Path(given))
     if isinstance(given, Mapping):
         return plan_schedule(given)
-    if not callable(getattr(given, "steps", None)):
+    if isinstance(given, type) or not callable(getattr(given, "steps", None)):
         raise InvalidRequest(
             "a schedule is an object with a method steps, or the path of a JSON file"
         )

@@ -95,6 +95,14 @@ def read_text(path: Path, most: int) -> str:
         raise DisaError(f"{path}: it is not UTF-8 text: give another file") from error
 
 
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are the same existing file, also by other names."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def as_text(name: str) -> str:
     """A file name as text that can be encoded in UTF-8: other bytes become question marks."""
     return name.encode("utf-8", "replace").decode()

@@ -62,6 +62,8 @@ def test_the_python_interface_takes_it(schedule: Path, pixel_pipeline: Pipeline)
         (["--prompt", "a bag"], "takes classes"),
         (["--target", "1e-11"], "is not reached"),
         (["--steps", "5:50"], "lower step count"),
+        (["--target", "nan"], "target must be a number above 0, not nan"),
+        (["--precision", "nan"], "precision must be a number of at least 0"),
     ],
 )
 def test_what_cannot_be(pixel_plan: Path, tmp_path: Path, options: list[str], words: str) -> None:
@@ -69,6 +71,32 @@ def test_what_cannot_be(pixel_plan: Path, tmp_path: Path, options: list[str], wo
     result = CliRunner().invoke(main, [str(pixel_plan), *QUICK, *options, "-o", str(path)])
     assert result.exit_code == 1
     assert words in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", ["sub/../m.plan", "linked.plan", "prompts.txt"])
+def test_what_is_read_is_not_replaced(pixel_plan: Path, tmp_path: Path, other: str) -> None:
+    plan, prompts = tmp_path / "m.plan", tmp_path / "prompts.txt"
+    plan.write_bytes(pixel_plan.read_bytes())
+    prompts.write_text("a bag\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "linked.plan").symlink_to(plan)
+    arguments = [str(plan), *QUICK, "--prompt-file", str(prompts), "-o", str(tmp_path / other)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "is not a name for a schedule" in result.output
+    assert plan.read_bytes() == pixel_plan.read_bytes()
+    assert prompts.read_text() == "a bag\n"
+
+
+@pytest.mark.parametrize("option", ["--target", "--refresh"])
+def test_a_second_fit_to_what_is_no_number(
+    schedule: Path, pixel_plan: Path, tmp_path: Path, option: str
+) -> None:
+    given = ["--measured", str(schedule), option, "nan", "-o", str(tmp_path / "again.json")]
+    result = CliRunner().invoke(main, [str(pixel_plan), *given])
+    assert result.exit_code == 1
+    assert "must be a number above 0, not nan" in result.output
     assert not list(tmp_path.iterdir())
 
 

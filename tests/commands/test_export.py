@@ -55,6 +55,8 @@ def test_what_to_make_must_be_said(pixel_plan: Path) -> None:
         (["x.pth", "--fp16", "--prompt", "a cat"], "fp16 needs no calibration: leave out --prompt"),
         (["x.pth", "--engine", "onnxruntime", "--gpu", "sm_89"], "no engines are built: leave out"),
         (["x.pth", "--engine", "onnxruntime", "--workspace", 9], "no engines are built: leave out"),
+        (["x.pth", "--no-check", "--tolerance", 0.1], "compares nothing: leave out --tolerance"),
+        (["x.pth", "--int8", "--no-check", "--token-tolerance", 1], "leave out --token-tolerance"),
         (["--add-engine", "x.plan", "--gpu", "sm_89", "--vae", "kl16.ckpt"], "leave out --vae"),
         (["--add-engine", "x.plan", "--gpu", "sm_89", "--fp16"], "changes nothing else"),
         (["--add-engine", "x.plan", "--gpu", "sm_89", "--cfg", 2], "leave out --guidance-scale"),

@@ -191,6 +191,21 @@ def test_a_tolerance_that_is_none_is_refused_before_the_export(
     assert "the tolerance must be a number of at least 0" in result.output
     assert "reading" not in result.output
     assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", ["x" * 257, 7])
+def test_class_names_that_a_manifest_cannot_hold(
+    tmp_path: Path, pixel_checkpoint: Path, name: Any
+) -> None:
+    """They are refused before the graphs are exported."""
+    stages: list[str] = []
+    names = [*"abcdefghi", name]
+    with pytest.raises(DisaError, match="name of class 9 must be text of at most 256 letters"):
+        export(pixel_checkpoint, tmp_path / "x", class_names=names, report=stages.append)
+    assert not any(stage.startswith("exporting") for stage in stages)
+
+
+def test_one_pattern_is_not_a_list_of_letters(tmp_path: Path, pixel_checkpoint: Path) -> None:
+    with pytest.raises(DisaError, match=r"has a name like 'loss\.\*'"):
+        export(pixel_checkpoint, tmp_path / "x", ignore_tensors="loss.*")
 
 
 def test_a_failed_export_leaves_nothing(

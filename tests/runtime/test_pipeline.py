@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from disa.errors import DisaError, InvalidRequest
 from disa.runtime.pipeline import Pipeline, Progress, to_uint8
 from disa.runtime.sampling.noise import PhiloxNoise
+from disa.runtime.sampling.schedule import AnnealedSchedule
 from disa.runtime.stats import Stats
 
 from ..conftest import ExportGolden
@@ -78,7 +79,13 @@ def test_no_guidance_halves_the_rows(pixel_pipeline: Pipeline) -> None:
         {"num_iterations": 0},
         {"batch_size": 0},
         {"batch_size": -1},
+        {"batch_size": 1.5},
+        {"batch_size": "2"},
         {"first_image": -1},
+        {"first_image": 0.5},
+        {"first_image": None},
+        {"first_image": 2**64},
+        {"schedule": AnnealedSchedule},
         {"guidance_scale": 0.0},
         {"guidance_scale": 10**400},
         {"sampler": "euler"},

@@ -121,7 +121,7 @@ class FlowARFamily(ClassConditioned[Member]):
         start = sum(each * each for each in self.scales[:index])
         positions = np.arange(start, start + side * side)
         options = [sample.request.options for sample in samples]
-        counts = [each.step_schedule.steps(index, len(self.scales)) for each in options]
+        counts = [each.steps_of(index, len(self.scales)) for each in options]
         tables = [euler_table(count) for count in counts]
         plans = StepPlans()
         images = ScaleImages(

@@ -112,9 +112,7 @@ class XARFamily(ClassConditioned[Member]):
         with stats.timed("backbone"):
             caches = self._caches(group, class_index)
         options = [sample.request.options for sample in samples]
-        tables = [
-            euler_maruyama_table(each.step_schedule.steps(index, self.clusters)) for each in options
-        ]
+        tables = [euler_maruyama_table(each.steps_of(index, self.clusters)) for each in options]
         with stats.timed("noise"):
             draws = self._noise(samples, tables)
         images = ClusterImages(

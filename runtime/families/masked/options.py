@@ -149,7 +149,7 @@ class MaskedOptions(SamplingOptions):
 
     def table(self, iteration: int) -> StepTable:
         """The denoising steps of AR iteration `iteration`."""
-        return self.table_of(self.step_schedule.steps(iteration, self.num_iterations))
+        return self.table_of(self.steps_of(iteration, self.num_iterations))
 
     def table_of(self, steps: int) -> StepTable:
         """The table of `steps` nominal denoising steps."""

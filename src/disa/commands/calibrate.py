@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from ..bench.report import check_writable, write_text
+from ..calibration.arguments import MIN_BATCH, MIN_REFERENCE, check_limits, check_measurement
 from ..calibration.calibrate import (
     COSTS,
     FITS,
     IMAGES,
     MATCHES,
-    MIN_BATCH,
     PRECISION,
     REFERENCE_STEPS,
     baseline_schedule,
@@ -28,9 +28,11 @@ from ..checked_json import any_object
 from ..engines.open import ENGINES
 from ..engines.plan.plan import Plan
 from ..errors import DisaError
+from ..files import is_same
 from ..progress import progress_bar
 from ..runtime.outputs.run_folder import identify
 from ..runtime.pipeline import Pipeline
+from ..runtime.sampling.schedule import MAX_STEPS
 from .command import refuse_options
 from .options.groups import ENGINE, OUTPUT, WHAT, GroupedCommand
 from .options.sampling import sampling_options_without
@@ -106,7 +108,7 @@ GROUPS = {
 )
 @click.option(
     "--reference-steps",
-    type=click.IntRange(6, 1000),
+    type=click.IntRange(MIN_REFERENCE, MAX_STEPS),
     default=REFERENCE_STEPS,
     show_default=True,
     help="Denoising steps of the reference, which is considered exact.",
@@ -214,11 +216,14 @@ def main(
         from ..calibration.plot import require_matplotlib
 
         require_matplotlib()
-    if path in (plan, path.with_suffix(".png")):
+    read = (plan, prompt_file) if prompt_file else (plan,)
+    if path in (*read, path.with_suffix(".png")) or any(is_same(path, file) for file in read):
         raise click.UsageError(f"{path} is not a name for a schedule: give one such as steps.json")
     fitting: dict[str, Any] = {"fit": fit, "match": match, "target": target, "cost": cost}
     fitting["refresh"] = refresh
+    check_limits(target, refresh)
     if measured_before is None:
+        check_measurement(precision, reference_steps, seed, batch_size, sampling)
         with Pipeline.from_plan(plan, engine, threads=threads) as pipe:
             baseline_schedule(pipe.plan, sampling)
             check_fit(fit, match, cost, pipe.plan)

@@ -19,6 +19,7 @@ from ..engines.tensorrt.build import (
     engines_by_default,
 )
 from ..exporter.destination import PLAN_SUFFIX, plan_path, refuse_inputs, refuse_other_plan
+from ..files import is_same
 from ..optional import import_failed
 from ..runtime.families.conditions.labels import read_labels
 from ..runtime.sampling.schedule import read_schedule, schedule_content
@@ -37,6 +38,8 @@ CALIBRATION_OPTIONS = (
     *("calibration_images", "token_tolerance", "spread_tolerance"),
     *("prompts", "prompt_file"),
 )
+LIMITS = ("tolerance", "token_tolerance", "spread_tolerance")
+"""Options that only limit the errors that are found by comparing."""
 GROUPS = {
     "What to export": (
         *("plan", "vae", "latent_scale", "latent_shift", "weights", "ignore_tensors"),
@@ -203,11 +206,13 @@ def main(
             "--add-engine changes nothing else in a plan",
         )
         target = plan_path(output, lambda: plan.stem) if output else None
-        if target and not _is_same(target, plan):
+        if target and not is_same(target, plan):
             refuse_other_plan(target, lambda: _made_from(plan), overwrite)
         _report_engines(add_engines(plan, engines, target))
         return
     assert checkpoint is not None
+    if no_check:
+        refuse_options(LIMITS, "--no-check compares nothing")
     if precision not in QUANTIZED:
         refuse_options(CALIBRATION_OPTIONS, f"{precision} needs no calibration")
     if engines is None:
@@ -316,10 +321,6 @@ class _PlanSource:
 def _made_from(plan: Path) -> str:
     with Plan.open(plan) as opened:
         return str(opened.manifest.source.get("sha256"))
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _report(stage: str) -> None:

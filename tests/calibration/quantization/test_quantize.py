@@ -16,7 +16,7 @@ from disa.calibration.quantization.quantize import _Job, quantize
 from disa.calibration.quantization.result import Quantized
 from disa.engines.ort.session import OnnxRuntimeSession
 from disa.engines.plan.plan import Plan
-from disa.errors import DisaError
+from disa.errors import DisaError, InvalidRequest
 from disa.exporter.against import compare_with_checkpoint
 from disa.exporter.export import export
 from disa.exporter.graphs.check import TOLERANCES
@@ -222,6 +222,12 @@ def test_damage_does_not_get_a_new_checksum(golden_plan: Plans, tmp_path: Path) 
     with pytest.raises(DisaError, match=r"the checksum of graphs/backbone\.data does not match"):
         quantize(damaged, tmp_path / "x.plan", QUICK)
     assert list(tmp_path.iterdir()) == [damaged]
+
+
+def test_prompts_for_a_model_that_takes_classes(pixel_plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="takes classes, not prompts"):
+        quantize(pixel_plan, tmp_path / "x.plan", replace(QUICK, prompts=("a boot",)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_fp32_plans_are_taken(golden_plan: Plans, tmp_path: Path) -> None:

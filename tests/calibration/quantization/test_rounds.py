@@ -22,12 +22,13 @@ from disa.exporter.against import compare_with_checkpoint
 from disa.exporter.graphs.check import TOLERANCES
 from disa.runtime.families.masked.options import MaskedOptions
 from disa.runtime.pipeline import Pipeline
+from disa.runtime.sampling.schedule import FittedSchedule
 
 from ...conftest import GOLDEN, ExportGolden
 
 PROMPTS = ["a dog", "a cat", "a bag"]
 QUICK = QuantizeOptions(
-    images=3, threads=1, tolerance=0.1, token_tolerance=0.5, spread_tolerance=0.2, prompts=PROMPTS
+    images=3, threads=1, tolerance=0.1, token_tolerance=0.5, spread_tolerance=0.2
 )
 OPTIONS = MaskedOptions(guidance_scale=2.0, steps="50:5")
 ROLES = {"backbone": Role.ITERATION, "head": Role.STEP, "refresh": Role.REFRESH}
@@ -79,6 +80,18 @@ def test_a_memory_has_a_round_with_both_passes(
     assert refreshed.where == f" with --refresh {expected}"
 
 
+@pytest.mark.parametrize(("passes", "expected"), [((0, 2), "0,2"), ((0, 1, 2, 3), "2:0")])
+def test_a_schedule_that_sets_full_passes(passes: tuple[int, ...], expected: str) -> None:
+    """The plain round has none, so that the plain backbone runs, and keeps steps and tokens."""
+    schedule = FittedSchedule((9, 7, 5, 4), (1, 3, 5, 7), passes)
+    options = replace(OPTIONS, schedule=schedule, num_iterations=4)
+    plain, refreshed = rounds_of(infos(*ROLES), options, 4)
+    assert (plain.refresh, refreshed.refresh) == (None, expected)
+    for each in (plain, refreshed):
+        assert each.sampling.partition(16) == [1, 3, 5, 7]
+        assert each.sampling.step_schedule.counts == schedule.counts
+
+
 def test_one_iteration_leaves_nothing_to_remember() -> None:
     expected = r"1 AR iteration have only full passes.* more iterations, or w"
     with pytest.raises(DisaError, match=expected):
@@ -104,7 +117,8 @@ def pair(
     name, form = request.param
     path = tmp_path_factory.mktemp("quantised") / f"{name}.plan"
     source = remembering_plans(name)
-    return source, quantize(source, path, replace(QUICK, form=form))
+    prompts = PROMPTS if name == "harmon" else ()
+    return source, quantize(source, path, replace(QUICK, form=form, prompts=prompts))
 
 
 @pytest.fixture

@@ -44,6 +44,17 @@ def test_shards(tmp_path: Path, suffix: str) -> None:
     assert len(open_checkpoint(tmp_path).files) == 3
 
 
+@pytest.mark.parametrize("stale", [1, 2])
+def test_a_tensor_is_read_from_the_file_that_the_index_lists(tmp_path: Path, stale: int) -> None:
+    """A copy in another file may be that of an older run."""
+    names = {key: f"model-{n}.safetensors" for n, key in enumerate(STATE, 1)}
+    old = {key: torch.zeros_like(tensor) for key, tensor in STATE.items()}
+    for n, (key, name) in enumerate(names.items(), 1):
+        write(tmp_path / name, {**(old if n == stale else {}), key: STATE[key]})
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    check(tmp_path)
+
+
 def test_deepspeed(tmp_path: Path) -> None:
     write(tmp_path / "global_step7" / "mp_rank_00_model_states.pt", STATE)
     (tmp_path / "latest").write_text("global_step7\n")

@@ -65,6 +65,12 @@ def test_without_adapters_nothing_changes() -> None:
             {"lora_alpha": 8, "use_rslora": True},
             "rslora",
         ),
+        (
+            adapted("a.lora_A.weight", "a.lora_B.weight")
+            | {"a.weight": torch.ones(5, 3, dtype=torch.int8)},
+            {"lora_alpha": 8},
+            "are not fp32, fp16 or bf16 .a.weight is int8",
+        ),
     ],
 )
 def test_adapters_that_cannot_be_merged(

@@ -1,8 +1,9 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from disa.errors import DisaError
 from disa.exporter.checkpoints.tokenizer import MEMBER, SPECIAL_TOKENS, read_tokenizer
@@ -39,10 +40,26 @@ def test_one_document_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_special_tokens_of_the_configuration(tmp_path: Path) -> None:
     folder = write_vocabulary(tmp_path)
     size = len(json.loads((folder / "vocab.json").read_text()))
-    added = {str(size + i): {"content": f"<{name}>"} for i, name in enumerate("zyx")}
+    names = ["<z>", "<y>", "<|im_end|>", "<|im_start|>"]
+    added = {str(size + i): {"content": name} for i, name in enumerate(names)}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = Tokenizer.from_buffer(read_tokenizer(folder, 200))
     assert tokenizer.encode("<y><z>").ids == [size + 1, size]
+
+
+@pytest.mark.parametrize("added", [(), ("<|im_start|>",)])
+def test_a_tokenizer_without_the_chat_template(tmp_path: Path, added: tuple[str, ...]) -> None:
+    """That of another language model would cut the template into letters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator(["a dog"], trainer)
+    tokenizer.add_special_tokens(list(added))
+    tokenizer.save(str(tmp_path / MEMBER))
+    absent = " and ".join(token for token in SPECIAL_TOKENS[1:] if token not in added)
+    with pytest.raises(DisaError, match=re.escape(f"does not read {absent} as one token")):
+        read_tokenizer(tmp_path, 1000)
 
 
 @pytest.mark.parametrize(

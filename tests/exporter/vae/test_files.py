@@ -139,6 +139,27 @@ def test_the_shift_that_a_vae_states_must_be_confirmed(tmp_path: Path) -> None:
     assert opened.build(4, 2, {"latent_shift": 0.1159}).latents.shift == 0.1159
 
 
+def test_the_scale_is_also_stated_beside_the_file_of_a_vae(tmp_path: Path) -> None:
+    folder = with_configuration(tmp_path, scaling_factor=0.18215)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(DisaError, match=r"latent_scale 0.18215.*--latent-scale"):
+        open_vae(file).build(4, 2)
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKL", "latents_mean": [1]}')
+    with pytest.raises(DisaError, match="latents_mean"):
+        open_vae(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"scaling_factor": 9}', '{"_class_name": "Other", "scaling_factor": 9}']
+)
+def test_a_configuration_beside_a_vae_may_be_that_of_another_model(
+    tmp_path: Path, content: str
+) -> None:
+    with_configuration(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    assert open_vae(tmp_path / "diffusion_pytorch_model.safetensors").stated == {}
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

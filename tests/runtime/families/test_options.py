@@ -3,6 +3,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +135,28 @@ def test_a_schedule_of_the_plan_yields_to_the_request() -> None:
     assert mar.of("mar", TOKENS, plan, {"refresh": "1:0"}).refresh == "1:0"
     assert mar.of("mar", TOKENS, plan, {"refresh": "1:0"}).partition(64) == [24, 40]
     assert mar.of("mar", TOKENS, plan, {"steps": "9:3"}).refresh is None
+
+
+class Own:
+    """A schedule of a caller."""
+
+    def __init__(self, count: Any) -> None:
+        self.count = count
+
+    def steps(self, iteration: int, iterations: int) -> Any:
+        return self.count
+
+
+@pytest.mark.parametrize("family", sorted(OPTIONS))
+@pytest.mark.parametrize("count", [27.5, 9.0, 1, 1001, None, "9"])
+def test_a_schedule_that_gives_no_step_count(family: str, count: Any) -> None:
+    options = OPTIONS[family](schedule=Own(count))
+    with pytest.raises(InvalidRequest, match="for AR iteration 3 must be a whole number from 2 to"):
+        options.steps_of(2, 4)
+
+
+def test_a_schedule_of_the_caller() -> None:
+    assert OPTIONS["mar"](schedule=Own(np.int64(9))).steps_of(0, 4) == 9
 
 
 def test_what_decides_an_image_as_json() -> None:

@@ -1,14 +1,16 @@
 """Families by name, and the defaults that an export writes."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from disa.errors import DisaError, InvalidRequest
 from disa.runtime.families.registry import checked_defaults, open_family
-from disa.runtime.sampling.schedule import AnnealedSchedule, FittedSchedule
+from disa.runtime.sampling.schedule import AnnealedSchedule, FittedSchedule, Strategy
 
 
 def test_a_family_of_the_future() -> None:
@@ -26,4 +28,18 @@ def test_a_schedule_is_written_as_its_content() -> None:
     assert checked_defaults("mar", tokens, {}, {"schedule": listed})["num_iterations"] == 2
     with pytest.raises(InvalidRequest, match="must list the steps of each AR iteration"):
         checked_defaults("mar", tokens, {}, {"schedule": AnnealedSchedule()})
-    assert checked_defaults("mar", tokens, {}, {"schedule": None})["schedule"] is None
+
+
+def test_what_a_manifest_cannot_hold_is_not_written() -> None:
+    """A manifest may not have null for a schedule, and NumPy's numbers are no JSON."""
+    given: dict[str, Any] = {"schedule": None, "tolerance": None, "steps": 9}
+    given |= {"guidance_scale": np.float32(2.5), "num_iterations": np.int64(4)}
+    given |= {"temperature": 1, "strategy": Strategy.COSINE}
+    found = checked_defaults("mar", {"count": 64}, {"temperature": 0.5}, given)
+    assert json.loads(json.dumps(found)) == {
+        "steps": "9",
+        "strategy": "cosine",
+        "guidance_scale": 2.5,
+        "num_iterations": 4,
+        "temperature": 1.0,
+    }

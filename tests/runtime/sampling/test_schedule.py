@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disa.errors import DisaError
+from disa.errors import DisaError, InvalidRequest
 from disa.runtime.sampling.schedule import (
     MAX_SCHEDULE_BYTES,
     AnnealedSchedule,
@@ -183,3 +184,27 @@ def test_what_a_schedule_cannot_say(more: dict[str, Any], words: str, tmp_path: 
     path.write_text(json.dumps({"format": "disa-schedule", "version": 2, "steps": [9, 5]} | more))
     with pytest.raises(DisaError, match=words):
         read_schedule(path)
+
+
+def test_schedules_of_numbers_of_any_library() -> None:
+    fitted = FittedSchedule(np.array([9, 5]), tokens=[24, 40], refresh=[np.int64(0)])  # type: ignore[arg-type]
+    assert fitted == FittedSchedule((9, 5), (24, 40), (0,))
+    assert json.loads(json.dumps(schedule_content(fitted)))["steps"] == [9, 5]
+    annealed = AnnealedSchedule(np.int64(9), 5, "cosine")  # type: ignore[arg-type]
+    assert annealed == AnnealedSchedule(9, 5, Strategy.COSINE)
+
+
+@pytest.mark.parametrize("counts", [(9.5, 5), ("9", "5"), 9, None])
+def test_a_schedule_has_whole_numbers(counts: Any) -> None:
+    with pytest.raises(InvalidRequest, match="whole numbers, not"):
+        FittedSchedule(counts)
+    if isinstance(counts, tuple):
+        with pytest.raises(InvalidRequest, match="whole numbers, not"):
+            AnnealedSchedule(*counts)
+        with pytest.raises(InvalidRequest, match="whole numbers, not"):
+            FittedSchedule((9, 5), counts)
+
+
+def test_a_strategy_that_does_not_exist() -> None:
+    with pytest.raises(InvalidRequest, match=r"one of linear, .* not 'quadratic'"):
+        AnnealedSchedule(9, 5, "quadratic")  # type: ignore[arg-type]
