@@ -107,8 +107,8 @@ evaluate-demo: install  ## Compare schedules and precisions on the demo's models
 	$(BIN)/python -m demo.observe
 	$(BIN)/python -m demo.models_page
 
-gpu-check:  ## Check and measure everything on an NVIDIA GPU; WHEELS=folder brings packages.
-	$(PYTHON) -m benchmarks.gpu_check $(if $(WHEELS),--wheels $(WHEELS))
+gpu-check:  ## Check and measure all on an NVIDIA GPU; WHEELS=folder brings packages, OUTPUT=file.
+	$(PYTHON) -m benchmarks.gpu_check $(if $(WHEELS),--wheels $(WHEELS)) $(if $(OUTPUT),-o $(OUTPUT))
 
 clean:  ## Remove everything that `make` created.
 	rm -rf $(VENV) $(RUN_VENV) build docs/_build htmlcov .coverage .cache outputs engines/*.plan *.egg-info src/*.egg-info

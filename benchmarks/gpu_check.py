@@ -2,8 +2,8 @@
 
 python -m benchmarks.gpu_check -o gpu.json --wheels FOLDER
 
-It needs PyTorch, onnx and onnxscript; disa need not be installed. Other packages (click, tqdm,
-onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) can be installed from wheels in a folder,
+It needs the packages in `gpu.packages.NEEDED`; disa need not be installed. These and others
+(onnxruntime-gpu, cuda-bindings, tensorrt, tensorrt-rtx) can be installed from wheels in a folder,
 whole or split into NAME.whl.00, NAME.whl.01 and so on. Every part runs in its own process and
 reports each result at once, so a part that crashes or hangs does not affect the others. The most
 important parts run first, while the plans of later parts are exported. The exit code is 1 if a
@@ -13,7 +13,6 @@ check failed.
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .gpu.packages import SITE, ending, install, missing_packages
+
 ROOT = Path(__file__).resolve().parents[1]
-SITE = "site"
-"""Name of the folder that wheels are installed into."""
+PROGRAM = ("-m", "benchmarks.gpu.part")
 ENGINES = ("cuda", "tensorrt", "tensorrt-rtx")
 SIZES = ("mar_b", "mar_l", "mar_h")
 FAMILIES = ("mar_patch2", "flowar_s", "xar", "harmon")
@@ -79,8 +79,9 @@ def parts_of(quick: bool, engines: Sequence[str]) -> list[Part]:
             Part("tiny cpu", ("engine", "tiny", "cpu"), 120),
             Part("tiny eager", ("eager", "tiny"), 120),
         ]
-    found = [Part("machine", ("machine",), 60)]
-    found += [Part(f"checks {e}", ("checks", e, "fp32,fp16", "mar"), 90, e) for e in engines]
+    # The first import of PyTorch reads gigabytes, and the machine's results belong to all others.
+    found = [Part("machine", ("machine",), 120)]
+    found += [Part(f"checks {e}", ("checks", e, "fp32,fp16", "mar"), 150, e) for e in engines]
     for size in SIZES:
         plan = random_plan(size, "fp16")
         found += [Part(f"{size} {e}", ("engine", size, e), 120, e, plan) for e in engines]
@@ -106,34 +107,6 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "DISA_CACHE": str(folder / "cache"), **settings}
 
 
-def install(wheels: Path, folder: Path) -> dict[str, str]:
-    """Install wheels without a network, after joining split ones.
-
-    Returns:
-        For each wheel "done", or pip's error message.
-    """
-    whole = folder / "wheels"
-    whole.mkdir()
-    for piece in sorted(wheels.glob("*.whl*")):
-        name = piece.name if piece.suffix == ".whl" else piece.stem
-        with (whole / name).open("ab") as target, piece.open("rb") as source:
-            shutil.copyfileobj(source, target)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    command += ["--no-compile", "--target", str(folder / SITE)]
-    outcomes = {}
-    # They are installed one by one, because pip installs none of several if it refuses one.
-    for path in sorted(whole.glob("*.whl")):
-        ended = subprocess.run([*command, str(path)], capture_output=True, text=True)
-        outcomes[path.name] = _ending(ended.returncode, ended.stderr)
-    shutil.rmtree(whole)
-    return outcomes
-
-
-def _ending(code: int, errors: str) -> str:
-    # There may be no second run, so the record contains the end of the error output.
-    return "done" if code == 0 else f"ended with {code}: {errors.strip()[-3000:] or 'no message'}"
-
-
 class GpuCheck:
     """Runs the parts and collects their results.
 
@@ -148,7 +121,7 @@ class GpuCheck:
         self.device, self.output, self.folder = device, output, folder
         self.start = time.monotonic()
         self.end = self.start + 60 * minutes
-        self.program = [sys.executable, "-m", "benchmarks.gpu.part"]
+        self.program = [sys.executable, *PROGRAM]
         self.lines: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
         self.exports: subprocess.Popen[bytes] | None = None
@@ -160,17 +133,27 @@ class GpuCheck:
 
     def run(self, part: Part, settings: dict[str, str]) -> None:
         """Run a part within its time limit, and write the record."""
-        start = time.monotonic()
+        start, outcome = time.monotonic(), "stopped: the whole check was stopped"
         unusable = {line["engine"] for line in self.lines if line["kind"] == "unusable"}
-        if part.engine in unusable:
-            outcome = f"left out: {part.engine} cannot be used"
-        elif self._seconds(part) < 10:
-            outcome = "left out: no time"
-        else:
-            self._await_plan(part)
-            process = self._begin(part, settings)
-            outcome = self._end(part, process, self._seconds(part))
-        self._ended(part.name, outcome, start)
+        try:
+            if part.engine in unusable:
+                outcome = f"left out: {part.engine} cannot be used"
+            elif self._seconds(part) < 10:
+                outcome = "left out: no time"
+            else:
+                self._await_plan(part)
+                process = self._begin(part, settings)
+                outcome = self._end(part, process, self._seconds(part))
+        finally:
+            self._ended(part.name, outcome, start)
+
+    def lacks_packages(self, settings: dict[str, str]) -> bool:
+        """Whether packages are missing without which no part can run; the record names them."""
+        missing = missing_packages(settings, ROOT)
+        if missing:
+            outcome = f"missing: {', '.join(missing)}"
+            self._ended("packages", outcome, time.monotonic())
+        return bool(missing)
 
     def begin_exports(self, settings: dict[str, str]) -> None:
         """Export plans while parts run."""
@@ -209,19 +192,27 @@ class GpuCheck:
     def _end(self, part: Part, process: subprocess.Popen[bytes], seconds: float) -> str:
         try:
             code = process.wait(seconds)
-            outcome = _ending(code, self._file(part, "txt").read_text(errors="replace"))
+            outcome = ending(code, self._file(part, "txt").read_text(errors="replace"))
         except subprocess.TimeoutExpired:
             outcome = "stopped: time limit"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        lines = self._file(part, "jsonl")
-        if lines.exists():
-            # The last line of a part that was stopped may be incomplete.
-            whole = lines.read_text().rpartition("\n")[0]
-            self.lines += [json.loads(line) for line in whole.splitlines()]
+            found = self._read_lines(part)
+            self.lines += found
+        if outcome != "done" and found and found[-1]["kind"] == "end":
+            # Libraries of GPUs can crash or hang while they are unloaded, when all is reported.
+            outcome = f"done, but its process {outcome}"
         return outcome
+
+    def _read_lines(self, part: Part) -> list[dict[str, Any]]:
+        lines = self._file(part, "jsonl")
+        if not lines.exists():
+            return []
+        # The last line of a part that was stopped may be incomplete.
+        whole = lines.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _file(self, part: Part, suffix: str) -> Path:
         return self.folder / f"{part.name.replace(' ', '-')}.{suffix}"
@@ -304,11 +295,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
-    """The command line; it imports no package that a wheel may install."""
-    arguments = parser().parse_args()
-    if arguments.device == "cpu" and not arguments.quick:
-        sys.exit("without a GPU only --quick makes sense")
+def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Install packages and run all parts; returns the record."""
     with tempfile.TemporaryDirectory(prefix="disa-gpu-", ignore_cleanup_errors=True) as folder:
         # The time limit includes the installation.
         check = GpuCheck(arguments.device, arguments.minutes, arguments.output, Path(folder))
@@ -317,6 +305,8 @@ def main() -> None:
         if arguments.wheels is not None:
             check.install(arguments.wheels)
         settings = environment(Path(folder))
+        if check.lacks_packages(settings):
+            return check.write()
         if not arguments.quick:
             check.begin_exports(settings)
         try:
@@ -324,7 +314,20 @@ def main() -> None:
                 check.run(part, settings)
         finally:
             check.end_exports()
-        result = check.write()
+        return check.write()
+
+
+def main() -> None:
+    """The command line; it imports no package that a wheel may install."""
+    arguments = parser().parse_args()
+    if arguments.device == "cpu" and not arguments.quick:
+        sys.exit("without a GPU only --quick makes sense")
+    # What a part has reported when the whole check is stopped belongs in the record too.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("the check was stopped"))
+    try:
+        result = run_all(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for target in result["targets"]:
         say(f"{target['target']}: {target['reached']}, wanted {target['wanted']}")
     passed = "all passed" if result["passed"] else "SOME CHECKS FAILED"

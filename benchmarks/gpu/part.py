@@ -5,6 +5,7 @@ python -m benchmarks.gpu.part engine mar_b cuda --device cuda --folder WORK --li
 
 import importlib
 import json
+import os
 import platform
 import traceback
 from collections.abc import Callable
@@ -63,8 +64,10 @@ class PartRunner:
         """Report the installed packages, and measure the bandwidth and the matmul rate."""
         from .speed import measure_machine
 
-        about = describe_environment()
+        about, reasons = describe_environment()
         self.report("about", f"{about['gpu'] or 'no GPU'}, {about}", **about)
+        for engine, reason in reasons.items():
+            self.report("unusable", f"{engine}: {reason}", engine=engine, reason=reason)
         measured = measure_machine(self.timer)
         text = f"{measured.bytes_per_second / 1e12:.3f} TB/s, {measured.flops / 1e12:.2f} TFLOP/s"
         self.report("machine", f"measured: {text}", **asdict(measured))
@@ -72,9 +75,14 @@ class PartRunner:
 
     def exports(self, sizes: str, models: str) -> None:
         """Export the plans of later parts, in the order in which they are needed."""
+        import torch
+
         from .parity import plan_of
         from .speed import random_plan_of
 
+        # What is measured meanwhile must not wait for a processor.
+        os.nice(10)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
         for size in sizes.split(","):
             random_plan_of(size, "fp16", self.folder)
         for model in models.split(","):
@@ -84,10 +92,7 @@ class PartRunner:
         """Check the results of an engine."""
         from . import parity
 
-        reason = parity.unusable(engine, self.folder)
-        if reason:
-            text = f"{engine} cannot be used: {reason}"
-            self.report("unusable", text, engine=engine, reason=reason)
+        if not self.usable(engine):
             return
         for check in parity.checks(engine, precisions.split(","), models.split(","), self.folder):
             self.report(
@@ -97,14 +102,26 @@ class PartRunner:
                 **asdict(check),
             )
 
-    def engine(self, size: str, engine: str) -> None:
-        """Measure a plan with random weights on an engine."""
+    def usable(self, engine: str) -> bool:
+        """Whether an engine can be used; reports why not, and later parts leave it out."""
         from .parity import unusable
-        from .speed import EngineSpeed, Machine
 
-        reason = unusable(engine, self.folder)
+        try:
+            reason = unusable(engine, self.folder)
+        # A defect, which ends this part with its traceback; the others would end in the same way.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self.report("unusable", f"{engine}: {reason}", engine=engine, reason=reason)
+            raise
         if reason:
             self.report("unusable", f"{engine}: {reason}", engine=engine, reason=reason)
+        return not reason
+
+    def engine(self, size: str, engine: str) -> None:
+        """Measure a plan with random weights on an engine."""
+        from .speed import EngineSpeed, Machine
+
+        if not self.usable(engine):
             return
         precision = "fp32" if self.device == "cpu" else "fp16"
         speed = EngineSpeed(size, precision, engine, self.folder, self.timer)
@@ -144,28 +161,39 @@ class PartRunner:
         )
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions of the installed packages, or the reason why one cannot be used."""
+def describe_environment() -> tuple[dict[str, Any], dict[str, str]]:
+    """Versions of the installed packages, and the engines that cannot be imported with reasons."""
     import torch
 
+    from disa.engines.gpu.device import CudaDevice
     from disa.engines.tensorrt.flavour import MODULES, find
 
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("onnx", "onnxruntime", "cuda.bindings"):
+    found["torch_cuda"] = torch.version.cuda
+    for name in ("numpy", "onnx", "onnxscript", "onnxruntime", "cuda.bindings"):
         try:
             module = importlib.import_module(name)
         # A broken installation can raise any exception, which the record should contain.
         except Exception as error:
             found[name] = f"cannot be imported ({error})"
         else:
-            found[name] = module.__version__
+            found[name] = getattr(module, "__version__", "unknown")
             if name == "onnxruntime":
                 found["providers"] = module.get_available_providers()
+    reasons = {}
     for name in MODULES:
         flavour = find(name)
         found[name] = flavour if isinstance(flavour, str) else flavour.version
+        if isinstance(flavour, str):
+            reasons[name] = f"it cannot be imported ({flavour})"
     found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found
+    try:
+        gpu = CudaDevice()
+        found["device"] = {"sm": gpu.sm, "memory": gpu.memory, "driver_cuda": gpu.cuda}
+    # The engines only see that there is no GPU; the record should say what CUDA said.
+    except Exception as error:
+        found["device"] = f"cannot be opened ({error})"
+    return found, reasons
 
 
 @click.command()
@@ -186,8 +214,10 @@ def main(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("PyTorch sees no GPU here: use --device cpu --quick")
+    runner = PartRunner(device, folder, seconds, lines)
     try:
-        getattr(PartRunner(device, folder, seconds, lines), name)(*arguments)
+        getattr(runner, name)(*arguments)
+        runner.report("end", f"{name} has ended")
     except DisaError as error:
         raise click.ClickException(str(error)) from error
 

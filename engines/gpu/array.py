@@ -233,6 +233,18 @@ class Stream:
         self.capturing = False
         graphs.append(self.device.end_capture(self.handle))
 
+    @contextmanager
+    def keeping_memory(self) -> Iterator[None]:
+        """Free no memory before the block ends; for a library that captures in this stream.
+
+        Another thread may delete an array at any time, and freeing it would be captured too.
+        """
+        before, self.capturing = self.capturing, True
+        try:
+            yield
+        finally:
+            self.capturing = before
+
     def synchronize(self) -> None:
         """Wait until all work is done."""
         self.device.synchronize(self.handle)

@@ -313,14 +313,19 @@ class DeviceLoop:
         layout, base = run.layout, run.base
         if self._fixed_addresses:
             self.stream.copy(base, base + layout.records + step * layout.record, layout.record)
-        for name, offset in self._offsets(run, step).items():
-            if run.context.addresses.get(name) != base + offset:
-                run.context.handle.set_tensor_address(name, base + offset)
-                run.context.addresses[name] = base + offset
+        # The host has microseconds for a step, so it does not look at fixed addresses again.
+        if step == 0 or not self._fixed_addresses:
+            self._set_addresses(run, step)
         self.session.engine.enqueue(run.context.handle)
         if self._fixed_addresses:
             for first, second in layout.state.values():
                 self.stream.copy(base + first.offset, base + second.offset, first.nbytes)
+
+    def _set_addresses(self, run: Run, step: int) -> None:
+        for name, offset in self._offsets(run, step).items():
+            if run.context.addresses.get(name) != run.base + offset:
+                run.context.handle.set_tensor_address(name, run.base + offset)
+                run.context.addresses[name] = run.base + offset
 
     def _offsets(self, run: Run, step: int) -> dict[str, int]:
         """The offset of each tensor in a step."""

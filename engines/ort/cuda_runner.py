@@ -152,7 +152,8 @@ class CudaEngine:
     def _capture(self, bound: Bound) -> None:
         options = self._options(self._graphs + 1)
         try:
-            self.session.run_with_iobinding(bound.binding, options)
+            with self.stream.keeping_memory():
+                self.session.run_with_iobinding(bound.binding, options)
         except self._failures as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             self.graphs_failed = f"ONNX Runtime could not capture a step: {lines[0][:300]}"

@@ -98,9 +98,7 @@ def build(
     trt = flavour.trt
     check_targets(flavour, options.targets, source.precision)
     with collect(trt) as messages:
-        builder = trt.Builder(logger_of(trt))
-        if builder is None:
-            raise EngineError(f"{flavour} does not start: {last_error(messages)}")
+        builder = flavour.start("Builder")
         network = flavour.create_network(builder)
         parser = trt.OnnxParser(network, logger_of(trt))
         if not parser.parse_from_file(str(source.path)):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import DisaError, InvalidRequest
+from ...errors import DisaError, EngineError, InvalidRequest
+from .logger import collect, last_error, logger_of
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt-rtx"
@@ -66,6 +67,24 @@ class Flavour:
             if match:
                 return match[1]
         return ""
+
+    def start(self, kind: str) -> Any:
+        """Create TensorRT's "Builder" or "Runtime".
+
+        Raises:
+            EngineError: TensorRT does not start, for example because the driver is too old.
+        """
+        with collect(self.trt) as messages:
+            try:
+                started = getattr(self.trt, kind)(logger_of(self.trt))
+            except TypeError:  # The bindings raise it for a null pointer.
+                started = None
+        if started is None:
+            raise EngineError(
+                f"{self} does not start: {last_error(messages)}: check that the NVIDIA driver "
+                f"supports CUDA {self.cuda or 'of this package'}, or use --engine onnxruntime"
+            )
+        return started
 
     def create_network(self, builder: Any) -> Any:
         """Create a strongly typed network: the precision is that of the ONNX graph."""

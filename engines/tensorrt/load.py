@@ -16,7 +16,6 @@ from ..plan.traits import HOST_ONLY
 from . import cache, flavour
 from .check import EngineMismatch, check_device, check_flavour, deserialize, rebuild_command
 from .flavour import Flavour
-from .logger import logger_of
 from .session import Engine, TensorRTSession
 
 
@@ -51,7 +50,7 @@ class Host:
     def runtime(self, found: Flavour) -> Any:
         """TensorRT's runtime, which must live as long as its engines."""
         if found.name not in self._runtimes:
-            self._runtimes[found.name] = found.trt.Runtime(logger_of(found.trt))
+            self._runtimes[found.name] = found.start("Runtime")
         return self._runtimes[found.name]
 
 

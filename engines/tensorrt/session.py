@@ -50,7 +50,11 @@ class Engine:
                     "on this GPU"
                 )
             # Only the first context of an engine has a profile initially.
-            if not context.set_optimization_profile_async(0, self.stream.handle):
+            try:
+                chosen = context.set_optimization_profile_async(0, self.stream.handle)
+            except RuntimeError:  # TensorRT's bindings raise it instead of returning False.
+                chosen = False
+            if not chosen:
                 raise EngineError(f"{self.flavour} cannot use the profile: {last_error(messages)}")
         if self.flavour.contexts_need_memory:
             # Contexts never run at the same time, so all share the same memory.
@@ -58,6 +62,19 @@ class Engine:
                 self._memory = Buffer(self.stream, self.flavour.memory_size(self.loaded))
             self.flavour.set_memory(context, self._memory.address, self._memory.size)
         return context
+
+    def infer_shapes(self, context: Any, graph: str) -> None:
+        """Check that the shapes of all inputs are set and fit one another."""
+        with collect(self.flavour.trt) as messages:
+            try:
+                missing = context.infer_shapes()
+            except RuntimeError as error:
+                raise EngineError(
+                    f"{self.flavour} cannot run the graph {graph} with these shapes: "
+                    f"{last_error(messages)}"
+                ) from error
+        if missing:
+            raise InvalidRequest(f"the graph {graph} lacks {', '.join(missing)}")
 
     def enqueue(self, context: Any) -> None:
         """Enqueue one execution in the stream."""
@@ -76,7 +93,6 @@ class TensorRTSession:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    description: str
 
     def __init__(
         self,
@@ -89,11 +105,17 @@ class TensorRTSession:
         description: str,
     ) -> None:
         self.graph, self.engine, self.ranges = graph, engine, ranges
-        self.inputs, self.outputs, self.description = inputs, outputs, description
+        self.inputs, self.outputs, self._description = inputs, outputs, description
         self.stream = engine.stream
         self.splitter = Splitter(inputs, split)
         self._context: Any = None
         self._loop: DeviceLoop | None = None
+
+    @property
+    def description(self) -> str:
+        """See `Session.description`; includes the reason if a loop runs without CUDA graphs."""
+        failed = self._loop.graphs_failed if self._loop is not None else ""
+        return self._description + (f", no CUDA graphs ({failed})" if failed else "")
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.inputs, inputs)
@@ -139,9 +161,7 @@ class TensorRTSession:
         held = {name: self.stream.aligned_copy(array) for name, array in arrays.items()}
         for name, array in held.items():
             set_input(context, name, array.shape, array.address)
-        missing = context.infer_shapes()
-        if missing:
-            raise InvalidRequest(f"the graph {self.graph} lacks {', '.join(missing)}")
+        self.engine.infer_shapes(context, self.graph)
         outputs = {}
         for spec in self.outputs:
             shape = tuple(context.get_tensor_shape(spec.name))

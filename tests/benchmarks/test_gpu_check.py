@@ -5,16 +5,17 @@ import subprocess
 import sys
 import textwrap
 import threading
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import gpu_check
+from benchmarks.gpu import packages
 from benchmarks.gpu import part as gpu_part
-from benchmarks.gpu_check import ROOT, SITE, GpuCheck, Part, install, main, parts_of, targets
+from benchmarks.gpu_check import ROOT, GpuCheck, Part, main, parts_of, targets
 
 PROGRAM = """
     import json, os, sys, time
@@ -62,6 +63,117 @@ def test_a_part_that_crashes_or_hangs_takes_nothing_with_it(check: GpuCheck) -> 
     assert written["speeds"] == [{"size": "hang", "batch": 1, "way": "cuda"}]
 
 
+def test_a_part_that_crashes_after_its_end_is_done(check: GpuCheck) -> None:
+    assert isinstance(check.program[1], str)
+    with Path(check.program[1]).open("a") as program:
+        program.write('open(lines, "a").write(json.dumps({"kind": "end"}) + "\\n")\nos.abort()\n')
+    check.run(Part("checks x", ("check", '{"passed": true}'), 30), {})
+    assert check.parts[-1]["outcome"].startswith("done, but its process ended with -6")
+    assert check.write()["passed"] is True
+
+
+def test_a_check_that_is_stopped_keeps_what_was_reported(
+    check: GpuCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = subprocess.Popen.wait
+
+    def stopped(process: Any, timeout: float | None = None) -> int:
+        while timeout is not None:
+            if any(check.folder.glob("*.jsonl")):
+                raise SystemExit
+        return wait(process)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", stopped)
+    with pytest.raises(SystemExit):
+        check.run(Part("one", ("check", '{"passed": true}'), 30), {})
+    written = json.loads(check.output.read_text())
+    assert written["parts"][0]["outcome"] == "stopped: the whole check was stopped"
+    assert written["checks"] == [{"passed": True}]
+
+
+def test_missing_packages_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "NEEDED", {"json": "json", "no_such_module": "such"})
+    output = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "-o", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (part,) = json.loads(output.read_text())["parts"]
+    assert part["outcome"] == "missing: such"
+
+
+REHEARSED = """
+    import json, sys
+    from pathlib import Path
+    name, what = sys.argv[1:3]
+    folder, lines = (sys.argv[sys.argv.index(key) + 1] for key in ("--folder", "--lines"))
+
+    def report(kind, **content):
+        with open(lines, "a") as file:
+            file.write(json.dumps({"kind": kind, **content}) + "\\n")
+
+    if name == "machine":
+        report("about", gpu="a GPU")
+        report("unusable", engine="tensorrt", reason="it cannot be imported")
+        report("machine", flops=1)
+    if name == "exports":
+        from benchmarks.gpu_check import golden_plan, random_plan
+        for size in what.split(","):
+            (Path(folder) / random_plan(size, "fp16")).touch()
+        for model in sys.argv[3].split(","):
+            (Path(folder) / golden_plan(model, "fp32")).touch()
+    if name == "checks":
+        report("check", engine=what, passed=True)
+    if name in ("engine", "eager", "compile"):
+        way = sys.argv[3] if name == "engine" else name
+        for batch in (1, 64):
+            report("floor", size=what, batch=batch, seconds_per_image=0.1, head_step_ms=0.02)
+            seconds = 9 if name == "eager" else 0.5
+            report("speed", size=what, batch=batch, way=way, seconds_per_image=seconds,
+                   head_step_ms=0.03)
+    report("end")
+"""
+
+
+def test_the_whole_check_is_rehearsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, output = tmp_path / "part.py", tmp_path / "result.json"
+    program.write_text(textwrap.dedent(REHEARSED))
+    monkeypatch.setattr(gpu_check, "PROGRAM", (str(program),))
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "-o", str(output)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, capsys.readouterr().out
+    record = json.loads(output.read_text())
+    outcomes = {part["part"]: part["outcome"] for part in record["parts"]}
+    left = {name for name, outcome in outcomes.items() if outcome != "done"}
+    assert left == {name for name in outcomes if name.endswith(" tensorrt")}
+    assert outcomes.keys() == {p.name for p in parts_of(False, gpu_check.ENGINES)} | {"exports"}
+    assert record["passed"]
+    assert [target["reached"] for target in record["targets"]] == [18, 18, 1.5]
+    ways = {(s["size"], s["way"]) for s in record["speeds"]}
+    assert ways >= {(size, way) for size in gpu_check.SIZES for way in ("cuda", "eager", "compile")}
+
+
+def test_an_engine_with_a_defect_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(engine: str, folder: Path) -> str:
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr("benchmarks.gpu.parity.unusable", fail)
+    lines = tmp_path / "lines.jsonl"
+    runner = gpu_part.PartRunner("cpu", tmp_path, 60, lines)
+    with pytest.raises(TypeError, match="nullptr"):
+        runner.checks("tensorrt", "fp32", "mar")
+    (line,) = map(json.loads, lines.read_text().splitlines())
+    assert (line["kind"], line["engine"]) == ("unusable", "tensorrt")
+    assert "nullptr" in line["reason"]
+
+
 def test_targets_are_of_one_run() -> None:
     def speed(batch: int, way: str, seconds: float, step: float) -> dict[str, object]:
         rest = {"seconds_per_image": seconds, "head_step_ms": step}
@@ -86,28 +198,6 @@ def test_what_the_targets_need_comes_first() -> None:
     assert {"checks cuda", "mar_b cuda", "mar_b tensorrt", "mar_b eager"} <= set(early)
     for size in ("mar_l", "mar_h"):
         assert {f"{size} cuda", f"{size} eager", f"{size} compile"} <= set(names)
-
-
-def test_wheels_in_pieces_are_installed(tmp_path: Path) -> None:
-    name = "tiny_thing-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(tmp_path / name, "w") as wheel:
-        wheel.writestr("tiny_thing.py", "VALUE = 7\n")
-        info = "tiny_thing-1.0.dist-info"
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0")
-        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
-        wheel.writestr(f"{info}/WHEEL", tags)
-        wheel.writestr(f"{info}/RECORD", "")
-    data = (tmp_path / name).read_bytes()
-    wheels, work = tmp_path / "carried", tmp_path / "work"
-    wheels.mkdir()
-    work.mkdir()
-    for index, start in enumerate(range(0, len(data), 100)):
-        (wheels / f"{name}.{index:02}").write_bytes(data[start : start + 100])
-    (wheels / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel")
-    outcomes = install(wheels, work)
-    assert outcomes[name] == "done"
-    assert "ERROR: Wheel 'broken' located at" in outcomes["broken-1.0-py3-none-any.whl"]
-    assert (work / SITE / "tiny_thing.py").read_text() == "VALUE = 7\n"
 
 
 def test_a_folder_of_bad_wheels_ends_in_a_record(
@@ -162,12 +252,13 @@ def test_parts_run_on_a_cpu(part: tuple[str, ...], tmp_path: Path) -> None:
     result = CliRunner().invoke(gpu_part.main, [*part, *options, "--seconds", "3600"])
     assert result.exit_code == 0, result.output
     kinds = [json.loads(line)["kind"] for line in lines.read_text().splitlines()]
+    assert kinds.pop() == "end"
     expected = {
         "machine": ["about", "machine"],
         "engine": ["floor", "speed", "floor", "speed"],
         "eager": ["speed", "speed"],
     }
-    assert kinds == expected[part[0]], lines.read_text()
+    assert [kind for kind in kinds if kind != "unusable"] == expected[part[0]], lines.read_text()
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -216,6 +216,25 @@ def test_a_capture_that_fails_is_told_and_done_without(
     assert "could not capture a step: CUDA failure 900: not permitted)" in session.description
 
 
+def test_what_another_thread_deletes_is_not_freed_into_a_capture(
+    gpu: type[FakeSession], plan_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_graph(plan_path)
+    held = [session.empty((4,), np.float32)]
+    capture, region = gpu._capture, gpu.device.regions[held[0].address]
+
+    def delete(self: FakeSession, *arguments: Any) -> None:
+        before = len(gpu.device.queue)
+        held.clear()
+        assert len(gpu.device.queue) == before, "memory was freed in a stream that captures"
+        capture(self, *arguments)
+
+    monkeypatch.setattr(gpu, "_capture", delete)
+    check(session, rows=5, steps=6)
+    gpu.device.flush()
+    assert not region.alive
+
+
 @pytest.mark.usefixtures("gpu")
 def test_no_more_graphs_than_allowed(plan_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_runner, "MAX_GRAPHS", 2)

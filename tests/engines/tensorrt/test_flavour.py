@@ -1,13 +1,14 @@
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorrt_rtx
 
 from disa.engines.tensorrt import flavour
 from disa.engines.tensorrt.flavour import Flavour, find, load
-from disa.errors import DisaError
+from disa.errors import DisaError, EngineError
 
 from ..gpu.fake_device import FakeDevice
 from .fake_tensorrt import fake_flavour
@@ -114,6 +115,19 @@ def test_nothing_depends_on_version_numbers() -> None:
         text = source.read_text()
         assert "__version__" not in text or source.name == "flavour.py"
         assert "version_info" not in text
+
+
+@pytest.mark.parametrize("kind", ["Builder", "Runtime"])
+def test_a_library_that_does_not_start_says_why(kind: str) -> None:
+    found = fake_flavour(FakeDevice(), rtx=False)
+
+    def start(logger: Any) -> None:
+        logger.log(logger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    setattr(found.trt, kind, start)
+    with pytest.raises(EngineError, match=r"does not start: .*error: 35: check .* driver"):
+        found.start(kind)
 
 
 NAMES = {

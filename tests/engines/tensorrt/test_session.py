@@ -11,10 +11,10 @@ from disa.engines.ort.session import OnnxRuntimeSession
 from disa.engines.plan.plan import Plan
 from disa.engines.tensorrt.load import Host, open_engine
 from disa.engines.tensorrt.session import TensorRTSession
-from disa.errors import DisaError
+from disa.errors import DisaError, EngineError
 
 from ..gpu.fake_device import FakeDevice
-from .fake_tensorrt import fake_flavour
+from .fake_tensorrt import Context, fake_flavour
 from .graphs import TOKENS, backbone_arrays, head_arrays, write_plan
 
 CARRY = {"next_x": "x"}
@@ -227,6 +227,7 @@ def test_a_capture_that_fails_is_told_and_done_without(tmp_path: Path) -> None:
         same(session.iterate(CARRY, *arrays)["next_x"], expected["next_x"])
     assert session.loop is not None
     assert "901" in session.loop.graphs_failed
+    assert "no CUDA graphs (CUDA failed" in session.description
     assert session.loop.counts.enqueued == 18
 
 
@@ -361,6 +362,19 @@ def test_an_engine_that_fails_says_why(bench: Bench) -> None:
     session.engine.loaded.contexts[0].execute_async_v3 = fail
     with pytest.raises(DisaError, match="failed to run: an illegal memory access"):
         session.run(inputs)
+
+
+@pytest.mark.parametrize("call", ["infer_shapes", "set_optimization_profile_async"])
+def test_exceptions_of_the_bindings_say_why(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        bench.flavour.trt.complain("the shapes contradict")
+        raise RuntimeError("error code: -1")
+
+    monkeypatch.setattr(Context, call, fail)
+    with pytest.raises(EngineError, match="the shapes contradict"):
+        bench.open("backbone").run(backbone_arrays(1, 3, 2))
 
 
 def test_description_names_what_runs(bench: Bench) -> None:
