@@ -7,20 +7,23 @@ is tried by the test file that mirrors its module, then by the tests beside it, 
 room and by those in `ALSO`, until one fails. mutmut 3 does not see a package whose sub-packages lie
 elsewhere (`package-dir`), and neither it nor cosmic-ray takes a sample, which is what makes hours
 of minutes; hence this driver. Torch and ONNX Runtime are imported once, and each mutant is tried in
-a fork. The golden plans are exported first, once, into `.cache`: with them the recorded runs of the
-four families take a second or two, and a killed mutant a few seconds. A room takes some minutes for
-50 mutants; one that survives takes as long as the room's tests, a minute in `runtime/families`.
+a fork. Test files are run once as they are when they are first needed: that exports the golden
+plans into `.cache`, and tells how long they take. With the plans the recorded runs of the four
+families take a second or two, and a killed mutant a few seconds. A room takes some minutes for 50
+mutants; one that survives takes as long as the room's tests, a minute in `runtime/families`. The
+order is random too: what an interrupted run has tried is a sample as well.
 
 Survivors that were read and left, by kind:
 
 - limits that are only passed by far: `MAX_BYTES`, `_MAX_...`, `LARGEST`, `_CHUNK`, `CHUNK`. Tests
   put other limits in their place and reach those;
-- defaults that every caller overrides: `Member.cohort` and `column`, `MaskedSample.remembered`;
+- defaults that every caller overrides: `Member.cohort` and `column`, `MaskedSample.order` and
+  `remembered`;
 - what means the same: -2 for -1 in a reshape, -2 for -1 as the largest id of no tokens, the second
-  in which a zip file's time begins (it counts in twos), a scale of exactly 1 in the key of FlowAR's
-  step plans, 20 digits instead of 19 in an ONNX file (no file is so long), and
-  `position + size > len(directory)` in the archive, where equality cannot be because a member has a
-  name;
+  in which a zip file's time begins (it counts in twos), the checksum of a member before its data is
+  written (it is patched after that), a scale of exactly 1 in the key of FlowAR's step plans, 20
+  digits instead of 19 in an ONNX file (no file is so long), and `position + size > len(directory)`
+  in the archive, where equality cannot be because a member has a name;
 - what cannot be: pixels without a size (`StoredImage.pixels`, `or 0`).
 
 What is mutated: comparisons, arithmetic, `and`/`or`, `not`, whole numbers, True and False, and the
@@ -40,6 +43,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("exporter", "runtime", "engines", "calibration", "server", "src")
@@ -53,8 +57,12 @@ ALSO = {"runtime/families": ("tests/runtime/test_generation.py",)}
 """Quick tests elsewhere of what is in a room: images that join and leave, in all families."""
 PATIENCE = 5.0
 """A mutant is killed whose tests take so many times what they take as they are: it never ends."""
+LEAST_SECONDS = 60.0
+"""Time beside that of the tests: what they import is imported with each mutant."""
 FIRST_SECONDS = 1800.0
 """Time for the tests as they are, which export plans."""
+SAID, TIMES = "said.txt", "times.xml"
+"""What pytest writes: its output, and how long each test took."""
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -204,17 +212,47 @@ def copy_tree(target: Path) -> None:
         (package / source.name).symlink_to(source)
 
 
-def survives(mutant: Mutant, tree: Path, room: str, seconds: float) -> bool:
+class Rehearsals:
+    """How long the tests take as they are: each file is measured when it is first needed.
+
+    Args:
+        tree: the copy of the tree, without a mutant in it while something is measured.
+    """
+
+    def __init__(self, tree: Path) -> None:
+        self._tree = tree
+        self._seconds: dict[str, float] = {}
+
+    def limit(self, tests: Sequence[str]) -> float:
+        """The seconds after which these tests never end.
+
+        Raises:
+            SystemExit: one of them fails without a mutant.
+        """
+        unknown, plans = [each for each in tests if each not in self._seconds], -1
+        # A second time if plans were exported, which no mutant has to wait for.
+        while unknown and plans != (plans := len(list((self._tree / ".cache").rglob("*.plan")))):
+            if not passes(unknown, self._tree, FIRST_SECONDS):
+                sys.exit((self._tree / SAID).read_text() + "tests fail without a mutant")
+            self._seconds.update(dict.fromkeys(unknown, 0.0))
+            for case in ElementTree.parse(self._tree / TIMES).iter("testcase"):
+                self._seconds[case.attrib["file"]] += float(case.attrib["time"])
+        return LEAST_SECONDS + PATIENCE * sum(self._seconds[each] for each in tests)
+
+
+def survives(mutant: Mutant, tree: Path, room: str, rehearsals: Rehearsals) -> bool:
     """Whether no test fails."""
     path = tree / mutant.path
     original = path.read_text(encoding="utf-8")
-    path.write_text(mutant.text, encoding="utf-8")
-    try:
-        return all(
-            passes(tests, tree, seconds) for tests in tests_of(mutant.path, tree, Path(room))
-        )
-    finally:
-        path.write_text(original, encoding="utf-8")
+    for tests in tests_of(mutant.path, tree, Path(room)):
+        seconds = rehearsals.limit(tests)
+        path.write_text(mutant.text, encoding="utf-8")
+        try:
+            if not passes(tests, tree, seconds):
+                return False
+        finally:
+            path.write_text(original, encoding="utf-8")
+    return True
 
 
 def passes(tests: Sequence[str], tree: Path, seconds: float) -> bool:
@@ -238,12 +276,14 @@ def _run(tests: Sequence[str], tree: Path) -> None:
     """Run tests and end this process with their exit code."""
     code = 1
     try:
-        said = os.open(tree / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        said = os.open(tree / SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
         os.chdir(tree)
         import pytest
 
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        # Of the two formats, xunit1 is the one that names a test's file.
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
+        code = int(pytest.main([*options, f"--junitxml={tree / TIMES}", *tests]))
     finally:
         os._exit(code)
 
@@ -255,6 +295,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default=",".join(ROOMS))
     parser.add_argument("--at", help="all mutants of these instead: FILE or FILE:LINE,...")
+    parser.add_argument("--skip", type=int, default=0, help="so many were tried before")
     arguments = parser.parse_args()
     rooms = arguments.rooms.split(",")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -267,24 +308,15 @@ def main() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(ours)
         for library in LIBRARIES:
             importlib.import_module(library)
-        seconds = {}
-        for room in rooms:
-            for rehearsal in (True, False):
-                begin = time.monotonic()
-                stages = tests_of(Path(room) / "no_module.py", tree, Path(room))
-                if not passes([each for stage in stages for each in stage], tree, FIRST_SECONDS):
-                    sys.exit((tree / "said.txt").read_text() + f"the tests of {room} fail")
-                seconds[room] = 30 + PATIENCE * (time.monotonic() - begin)
-                if rehearsal and seconds[room] < 300:
-                    break
-            print(f"{room}: at most {seconds[room]:.0f} s a mutant", flush=True)
+        rehearsals = Rehearsals(tree)
         left: list[Mutant] = []
         chosen = sample(arguments.number, arguments.seed, rooms)
         if arguments.at:
             chosen = mutants_at(arguments.at.split(","))
+        chosen = chosen[arguments.skip :]
         for index, mutant in enumerate(chosen, 1):
             room = next(room for room in rooms if mutant.path.is_relative_to(room))
-            alive = survives(mutant, tree, room, seconds[room])
+            alive = survives(mutant, tree, room, rehearsals)
             left += [mutant] if alive else []
             print(f"{index}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
     killed = len(chosen) - len(left)

@@ -14,7 +14,8 @@ from disa.engines.session import Session
 from disa.errors import DisaError
 from disa.runtime.generation import Request, Sample, generate
 from disa.runtime.pipeline import Pipeline
-from disa.runtime.sampling.noise import PhiloxNoise
+from disa.runtime.sampling.head import Iteration
+from disa.runtime.sampling.noise import PhiloxNoise, noise_of
 from disa.runtime.stats import Stats
 
 from ..conftest import ExportGolden
@@ -258,6 +259,39 @@ def test_what_is_bit_for_bit(name: str, pipelines: Callable[[str], Pipeline]) ->
     generate(pipe.family, samples, Stats())
     for request, output in zip(requests, pipe.family.finish(samples, Stats()), strict=True):
         np.testing.assert_array_equal(output.latents, alone(pipe, request)[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_watcher_can_sample_an_iteration_again(
+    name: str, pipelines: Callable[[str], Pipeline]
+) -> None:
+    """From the noise of the run the same tokens come out, for images with equal options."""
+    pipe = pipelines(name)
+    options: dict[str, Any] = {"guidance_scale": 2.0} | ({"size": "64"} if name == "harmon" else {})
+    if "num_iterations" in CHOICES[name]:
+        options["num_iterations"] = 3
+    first, second = (
+        request_of(pipe, i, {**options, "steps": steps}) for i, steps in enumerate(("12:9", "16:8"))
+    )
+    third = Request(condition_of(pipe, 2), first.options, PhiloxNoise(1, 2))
+    watched: list[tuple[int, int]] = []
+
+    def watch(iteration: Iteration) -> None:
+        tokens, images = iteration.predicted.shape
+        noises = [first.noise, third.noise] if images == 2 else [second.noise]
+        sampled, draws = np.asarray(iteration.sampled), 1 + len(iteration.table)
+        shape = (tokens, sampled.shape[1])
+        noise = noise_of(noises, iteration.index, draws, shape).reshape(draws, *sampled.shape)
+        whole, loose = Stats(), Stats()
+        assert_same(np.asarray(iteration.denoise(iteration.table, noise, 0.0, whole)), sampled)
+        iteration.denoise(iteration.table, noise, 1e9, loose)
+        assert 0 < loose.head_rows < whole.head_rows
+        watched.append((iteration.index, images))
+
+    samples = pipe.family.start([first, second, third], Stats())
+    generate(pipe.family, samples, Stats(), watch=watch)
+    iterations = range(samples[0].iterations)
+    assert sorted(watched) == [(index, images) for index in iterations for images in (1, 2)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -257,6 +257,27 @@ def test_a_directory_that_claims_too_much_is_not_read() -> None:
     assert max(sizes) < 200
 
 
+def _directory_of(size: int) -> bytes:
+    """A file that claims a directory of one member, of so many bytes."""
+    data = bytearray(write({"a": bytes(5000)}))
+    end = data.rindex(b"PK\x06\x06")
+    struct.pack_into("<2Q", data, end + 40, size, end - size)
+    struct.pack_into("<2I", data, data.rindex(b"PK\x05\x06") + 12, size, end - size)
+    return bytes(data)
+
+
+def test_the_largest_directory_of_a_member() -> None:
+    """46 bytes, the longest name, and three numbers of 64 bits with their header of 4."""
+    largest = 46 + 1024 + 4 + 3 * 8
+    for size, message in (
+        (largest, "unsafe name"),
+        (largest + 1, f"claims 1 members in {largest + 1} bytes"),
+    ):
+        data = _directory_of(size)
+        with pytest.raises(ArchiveError, match=message):
+            read_directory(reader(data), len(data))
+
+
 def test_as_many_members_with_names_as_long_as_may_be() -> None:
     for members in ({f"{i}": b"" for i in range(4096)}, {letter * 1024: b"" for letter in "ab"}):
         data = write(members)

@@ -114,7 +114,9 @@ def test_who_asks() -> None:
 
 def test_noise_of_items_that_took_different_numbers_of_steps() -> None:
     noise = np.arange(5 * 2 * CHANNELS).reshape(5, 2, CHANNELS)
-    np.testing.assert_array_equal(noise_of_steps(noise, np.array([1, 1]), 2), noise[1:3])
+    equal = noise_of_steps(noise, np.array([1, 1]), 2)
+    np.testing.assert_array_equal(equal, noise[1:3])
+    assert np.shares_memory(equal, noise)
     mixed = noise_of_steps(noise, np.array([0, 3]), 2)
     np.testing.assert_array_equal(mixed[:, 0], noise[0:2, 0])
     np.testing.assert_array_equal(mixed[:, 1], noise[3:5, 1])

@@ -17,6 +17,11 @@ def test_every_one() -> None:
     assert full_passes(parse_refresh("1:0"), 5) == [0, 1, 2, 3, 4]
 
 
+def test_no_number_of_first_ones() -> None:
+    assert full_passes(RefreshPlan(every=3), 8) == [0, 3, 6]
+    assert full_passes(RefreshPlan(), 8) == [0]
+
+
 def test_none_after_the_first_ones() -> None:
     assert full_passes(parse_refresh("0:3"), 8) == [0, 1, 2]
 

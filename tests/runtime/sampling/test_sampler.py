@@ -36,6 +36,18 @@ def test_every_recorded_timestep() -> None:
         assert strided_timesteps(steps, CLIP_DDIM) == timesteps
 
 
+@pytest.mark.parametrize(
+    ("sampler", "first"), [(SamplerName.DDPM, [950, 949]), (SamplerName.DDIM, [980, 970])]
+)
+def test_the_noisiest_timestep_is_that_of_the_official_code(
+    sampler: SamplerName, first: list[int]
+) -> None:
+    steps = {SamplerName.DDPM: 1000, SamplerName.DDIM: 100}[sampler]
+    assert step_table(sampler, steps).timesteps[:2].tolist() == first
+    whole = step_table(sampler, steps, whole_range=True).timesteps
+    assert whole[0] == {SamplerName.DDPM: 999, SamplerName.DDIM: 990}[sampler]
+
+
 def test_cosine_betas() -> None:
     alpha_bar = cosine_alphas_cumprod()
     betas = 1 - alpha_bar / np.append(1, alpha_bar[:-1])

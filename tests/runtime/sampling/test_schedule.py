@@ -81,6 +81,16 @@ def test_fitted_counts_are_taken_as_they_are() -> None:
     assert schedule.steps(0, 1) == 50
 
 
+@pytest.mark.parametrize(
+    ("tokens", "refresh", "iterations"),
+    [(None, None, None), ((3, 13), None, 2), (None, (0,), 2), ((3, 13), (0,), 2)],
+)
+def test_only_a_schedule_of_steps_fits_any_number_of_iterations(
+    tokens: tuple[int, ...] | None, refresh: tuple[int, ...] | None, iterations: int | None
+) -> None:
+    assert FittedSchedule((9, 5), tokens, refresh).iterations == iterations
+
+
 @given(st.lists(st.integers(2, 1000), min_size=1, max_size=80), st.integers(1, 300))
 def test_other_numbers_of_iterations_stay_between_the_counts(
     counts: list[int], iterations: int

@@ -102,6 +102,16 @@ def test_an_unguided_image_beside_a_guided_one(golden_plan: Plans) -> None:
     assert [guidance for guidance, steps in spies["head"].loops if steps] == [2, 1, 2]
 
 
+def test_a_tolerance_skips_steps(golden_plan: Plans) -> None:
+    """Two of 12 steps are always run, and of the others two: the first and the last."""
+    pipe, spies = spied(golden_plan("flowar_s"))
+    for tolerance, steps in ((0.0, 12), (10.0, 4)):
+        spies["head"].loops.clear()
+        options = FlowAROptions(steps="12:12", guidance_scale=2.0, tolerance=tolerance)
+        latents_of(pipe, [3], options, [0])
+        assert sum(count for _, count in spies["head"].loops) == 5 * steps
+
+
 def test_a_small_grid_is_repeated() -> None:
     tokens = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
     larger = enlarged(tokens, 2, 4)[:, 0, 0].reshape(4, 4)

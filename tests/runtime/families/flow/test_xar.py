@@ -58,6 +58,16 @@ def test_a_reference_of_other_options(golden_plan: Plans, tmp_path: Path) -> Non
         replay_flow_run(pipe, RecordedRun(path))
 
 
+def test_a_tolerance_skips_steps(golden_plan: Plans) -> None:
+    """Two of 12 steps are always run, and of the others two: the first and the last."""
+    pipe, spies = spied(golden_plan("xar"))
+    for tolerance, steps in ((0.0, 12), (10.0, 4)):
+        spies["head"].loops.clear()
+        options = FlowOptions(steps="12:12", guidance_scale=2.0, tolerance=tolerance)
+        latents_of(pipe, [3], options, [0])
+        assert sum(count for _, count in spies["head"].loops) == 4 * steps
+
+
 def test_fewer_steps_of_a_cluster() -> None:
     table, kept = euler_maruyama_table(9), np.array([0, 3, 8])
     found = euler_maruyama_subsample(table, kept)

@@ -60,6 +60,18 @@ def test_other_orders_in_company(pixel_pipeline: Pipeline) -> None:
         np.testing.assert_allclose(output.latents, alone.latents, atol=1e-5)
 
 
+def test_a_tolerance_skips_steps(pixel_pipeline: Pipeline) -> None:
+    rows = []
+    for tolerance in (0.0, 10.0):
+        options = pixel_pipeline.options(num_iterations=3, steps="20:20", tolerance=tolerance)
+        requests = pixel_pipeline.requests([1], options, 0, range(1))
+        samples = pixel_pipeline.family.start(requests, Stats())
+        generate(pixel_pipeline.family, samples, Stats())
+        rows.append(samples[0].cost.head_rows)
+    assert rows[0] == len(options.table(0)) * pixel_pipeline.plan.manifest.tokens["count"]
+    assert rows[1] < rows[0]
+
+
 @pytest.mark.parametrize("size", ["48x80", "80x48", "16", "112x16"])
 def test_sizes_of_harmon(text_plan: Path, size: str) -> None:
     pipe = Pipeline.from_plan(text_plan, "cpu")
