@@ -4,7 +4,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 
 from ..checked_numbers import whole_number
-from ..engines.array_types import Floats
 from ..engines.open import open_session
 from ..engines.plan.plan import Plan
 from ..engines.session import Session
@@ -22,7 +20,6 @@ from ..errors import DisaError, InvalidRequest
 from .families.registry import open_family
 from .generation import (
     Family,
-    Image,
     Output,
     Request,
     Sample,
@@ -30,6 +27,7 @@ from .generation import (
     generate,
     to_uint8,
 )
+from .result import Progress, Result
 from .sampling.noise import PhiloxNoise
 from .sampling.schedule import Schedule
 from .sessions import Sessions
@@ -44,46 +42,6 @@ MAX_IMAGE = 2**62
 OUTPUT_TYPES = ("np", "pil", "latent")
 
 logger = logging.getLogger("disa")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a pipeline call.
-
-    Attributes:
-        images: uint8 [images, height, width, 3 or 1], or a list of PIL images; None if only
-            latents were requested, or if the plan cannot decode to pixels.
-        latents: fp32 [images, channels, height, width], before the decoder.
-        stats: the cost.
-    """
-
-    images: Any
-    latents: Floats
-    stats: Stats
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a batch after an AR iteration, for a callback.
-
-    Attributes:
-        images: indices of the batch's images in the seed's sequence.
-        iteration: finished AR iterations.
-        iterations: total AR iterations.
-    """
-
-    images: range
-    iteration: int
-    iterations: int
-    _preview: Callable[[], list[Image]]
-
-    def preview(self) -> list[Image]:
-        """Previews of the images, each uint8 [height, width, channels].
-
-        Raises:
-            DisaError: the plan has no decoder to pixels.
-        """
-        return self._preview()
 
 
 class Pipeline:

@@ -191,6 +191,8 @@ def test_a_tolerance_that_is_none_is_refused_before_the_export(
     assert "the tolerance must be a number of at least 0" in result.output
     assert "reading" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["x" * 257, 7])
 def test_class_names_that_a_manifest_cannot_hold(
     tmp_path: Path, pixel_checkpoint: Path, name: Any

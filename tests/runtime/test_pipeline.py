@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disa.errors import DisaError, InvalidRequest
-from disa.runtime.pipeline import Pipeline, Progress, to_uint8
+from disa.runtime.pipeline import Pipeline, to_uint8
+from disa.runtime.result import Progress
 from disa.runtime.sampling.noise import PhiloxNoise
 from disa.runtime.sampling.schedule import AnnealedSchedule
 from disa.runtime.stats import Stats
