@@ -132,7 +132,7 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
         f"{images / later:.2f}" if later and images else "-",
         f"{row['seconds']:.1f}",
         f"{row['first_unit_seconds']:.1f}",
-        f"{1000 * idle / max(1, row['units'] - 1):.0f}",
+        str(round(1000 * idle / max(1, row["units"] - 1))),
         f"{row['peak_bytes'] / 2**20:.0f}",
     ]
 
