@@ -36,6 +36,8 @@ Option = Scalar | list[Scalar]
 
 TRAINING_KEYS = {"optimizer", "opt", "epoch", "global_step", "global_steps", "scaler", "args"}
 OPTION_KEYS = ("args", "hyper_parameters", "config")
+ALPHA_PATTERN = "alpha_pattern"
+"""PEFT's LoRA alphas of single layers. Only that there are some is kept, to refuse them."""
 MAX_NAME = 512
 REBUILD = re.compile(r"torch\.(_utils|_tensor)\._rebuild|torch\.distributed\.|torchao\.")
 MAX_CONFIG_BYTES = 1 << 20
@@ -310,12 +312,18 @@ def _options(document: Mapping[Any, Any]) -> dict[str, Option]:
     options: dict[str, Option] = {}
     for place in reversed(OPTION_KEYS):
         found = document.get(place)
-        if isinstance(found, Opaque):
-            found = found.state.get("_content", found.state)
+        found = _without_container(found)
         if isinstance(found, Mapping):
             plain = {key: _without_node(value) for key, value in found.items()}
             options |= {k: v for k, v in plain.items() if isinstance(k, str) and _is_plain(v)}
+            if _without_container(plain.get(ALPHA_PATTERN)):
+                options[ALPHA_PATTERN] = True
     return options
+
+
+def _without_container(value: Any) -> Any:
+    """Unwrap OmegaConf's dictionaries, and namespaces."""
+    return value.state.get("_content", value.state) if isinstance(value, Opaque) else value
 
 
 def _without_node(value: Any) -> Any:

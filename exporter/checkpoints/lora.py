@@ -68,6 +68,8 @@ def merge_lora(
         raise _refused(where, f"there are several adapters ({', '.join(map(str, adapters))})")
     if options.get("use_rslora") or options.get("use_dora"):
         raise _refused(where, "their scale is not that of LoRA (rslora or dora)")
+    if options.get("alpha_pattern"):
+        raise _refused(where, "some layers have an alpha of their own (alpha_pattern)")
     result, used, scales, ranks = dict(state), set(), set(), []
     for layer, sides in factors.items():
         weight = f"{layer}.weight"

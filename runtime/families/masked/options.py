@@ -46,7 +46,11 @@ class MaskedOptions(SamplingOptions):
     )
     temperature: float = field(
         default=1.0,
-        metadata=about(float, "Scales the noise of each denoising step.", limits=Limits(0, 10)),
+        metadata=about(
+            float,
+            "Scales the noise of each denoising step; only ddpm adds noise.",
+            limits=Limits(0, 10),
+        ),
     )
     order: Order = field(
         default=Order.RANDOM,

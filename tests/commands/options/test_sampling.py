@@ -85,7 +85,7 @@ def test_help_stands_in_groups(command: click.Command, first: str, second: str) 
 
 def test_help_names_the_families_that_have_an_option() -> None:
     text = " ".join(CliRunner().invoke(show, ["--help"]).output.split())
-    assert "Scales the noise of each denoising step (MAR, Harmon)." in text
+    assert "only ddpm adds noise (MAR, Harmon)." in text
     assert "1 guides all steps (FlowAR)." in text
     assert "1 turns it off." in text
 

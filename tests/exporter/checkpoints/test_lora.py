@@ -66,6 +66,11 @@ def test_without_adapters_nothing_changes() -> None:
             "rslora",
         ),
         (
+            adapted("a.lora_A.weight", "a.lora_B.weight"),
+            {"lora_alpha": 8, "alpha_pattern": True},
+            "alpha_pattern",
+        ),
+        (
             adapted("a.lora_A.weight", "a.lora_B.weight")
             | {"a.weight": torch.ones(5, 3, dtype=torch.int8)},
             {"lora_alpha": 8},

@@ -350,3 +350,13 @@ def test_errors_of_the_system_while_the_directory_is_read(
     monkeypatch.setattr(torch_file, "_members", fail)
     with pytest.raises(DisaError, match=message):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize(("pattern", "kept"), [({"blocks.0": 4}, True), ({}, None)])
+def test_alphas_of_single_layers_are_not_overlooked(
+    tmp_path: Path, pattern: dict[str, int], kept: bool | None
+) -> None:
+    args = {"lora_alpha": 8, "alpha_pattern": pattern}
+    checkpoint = open_checkpoint(save(tmp_path / "c.pth", {"model": weights(), "args": args}))
+    assert checkpoint.args["lora_alpha"] == 8
+    assert checkpoint.args.get("alpha_pattern") is kept
