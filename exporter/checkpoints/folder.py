@@ -13,6 +13,7 @@ MAX_INDEX_BYTES = 16 << 20
 MAX_FILES = 1024
 TOKEN = re.compile(r"[\w.\-]{1,200}")
 
+TRAINING = "checkpoint-last.pth"
 # Names used by transformers, diffusers, accelerate, and the official training code of MAR.
 WEIGHTS = (
     "model.safetensors.index.json",
@@ -23,7 +24,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
     "pytorch_model.pt",
-    "checkpoint-last.pth",
+    TRAINING,
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # DeepSpeed's file with the complete weights of a data-parallel run.
@@ -34,10 +35,15 @@ def weights_in_folder(folder: Path) -> Path:
     """Find the file or index with the weights in a folder of a known layout.
 
     Raises:
-        DisaError: there is none, or there are averaged weights beside it.
+        DisaError: there is none, or there are, or may be, averaged weights beside it.
     """
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     found = found or _deepspeed(folder)
+    if found is not None and found.name != TRAINING and (folder / TRAINING).is_file():
+        raise DisaError(
+            f"{folder}: it has both {found.name} and {TRAINING}, which usually has the averaged "
+            "weights: name the file to export instead of this folder"
+        )
     averages = _averages(folder)
     registered = sorted(path.name for path in folder.glob("custom_checkpoint_*.pkl"))
     if found is not None and not averages and not registered:

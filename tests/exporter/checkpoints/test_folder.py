@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from disa.errors import DisaError
 from disa.exporter.checkpoints.checkpoint import open_checkpoint
-from disa.exporter.checkpoints.folder import WEIGHTS
+from disa.exporter.checkpoints.folder import WEIGHTS, weights_in_folder
 
 STATE = {"a.weight": torch.arange(6.0), "b.weight": torch.ones(2)}
 
@@ -79,6 +79,15 @@ def test_an_average_beside_the_weights(tmp_path: Path, average: str) -> None:
         (tmp_path / average).mkdir()
     with pytest.raises(DisaError, match=rf"averaged weights \({average}\)"):
         open_checkpoint(tmp_path)
+
+
+def test_two_files_that_may_have_different_weights(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "checkpoint-last.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(DisaError, match=r"both model\.safetensors and checkpoint-last\.pth"):
+        weights_in_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert weights_in_folder(tmp_path).name == "checkpoint-last.pth"
 
 
 def test_what_accelerate_registered_may_be_an_average(tmp_path: Path) -> None:
