@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ...checked_numbers import whole_number
 from ...engines.plan.version1 import DEFAULTS as RENAMED
@@ -28,9 +28,6 @@ from ..sampling.schedule import (
     parse_steps,
     plan_schedule,
 )
-
-ADAPTIVE_TOLERANCE = 0.05
-"""The tolerance of the strategy "adaptive" if no tolerance is set."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +130,14 @@ def _number(kind: type[Any], value: Any) -> Any:
 class SamplingOptions:
     """The options that every family has.
 
+    Attributes:
+        ADAPTIVE_TOLERANCE: the tolerance of the strategy "adaptive" if no tolerance is set.
+
     Raises:
         InvalidRequest: a value is not valid, alone or together with the others.
     """
+
+    ADAPTIVE_TOLERANCE: ClassVar[float] = 0.05
 
     steps: str = field(
         default="50:5",
@@ -177,7 +179,8 @@ class SamplingOptions:
         metadata=about(
             float,
             "Skip steps while a token's prediction changes less than this between two denoising "
-            "steps; by default 0, which skips none, and 0.05 with --strategy adaptive.",
+            "steps; by default 0, which skips none, and with --strategy adaptive 0.05 (MAR, "
+            "Harmon) or 0.01 (FlowAR, xAR).",
             limits=Limits(0, 10),
         ),
     )
@@ -194,7 +197,7 @@ class SamplingOptions:
             object.__setattr__(self, each.name, value)
         if self.tolerance is None:
             adaptive = self.schedule is None and self.strategy is Strategy.ADAPTIVE
-            object.__setattr__(self, "tolerance", ADAPTIVE_TOLERANCE if adaptive else 0.0)
+            object.__setattr__(self, "tolerance", self.ADAPTIVE_TOLERANCE if adaptive else 0.0)
         # A wrong step count is reported now instead of at the first image.
         _ = self.step_schedule
 
