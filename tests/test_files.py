@@ -10,7 +10,7 @@ import pytest
 
 from disa import files
 from disa.errors import DisaError
-from disa.files import as_text, check_room, read_text, written_whole
+from disa.files import as_text, check_room, read_text, text_lines, written_whole
 
 
 def test_a_file_is_there_once_it_is_complete(tmp_path: Path) -> None:
@@ -105,3 +105,10 @@ def test_the_room_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_names_as_text() -> None:
     assert as_text("mar_é\udcff") == "mar_é?"
+
+
+def test_lines_end_where_those_of_files_do() -> None:
+    """JSON may contain the other separators of Unicode within a text."""
+    assert text_lines("a\nb\r\nc\rd") == ["a", "b", "c", "d"]
+    for separator in "\v\f\x1c\x85\u2028\u2029":
+        assert text_lines(f"a{separator}b\n") == [f"a{separator}b", ""]

@@ -64,6 +64,16 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/half"))) == 0
 
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(scratch.fcntl, "flock", unknown)
+    with scratch_folder(tmp_path / "a.plan") as first, scratch_folder(tmp_path / "b.plan") as other:
+        assert {first, other} == set(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -17,6 +17,8 @@ MAX_PIXELS = 1 << 28
 _CHANNELS = (1, 3, 4)
 _PLAIN_MODES = ("L", "RGB", "RGBA")
 """Pillow's modes of 8-bit pixels with those channels."""
+AGAIN = "delete it and run again to generate it"
+"""What to do about a damaged image of a run."""
 _CONVERTED_MODES = ("1", "P", "PA", "LA", "CMYK", "YCbCr")
 """Modes that are converted to RGB, as FID tools do: palettes, two levels, inks."""
 
@@ -92,13 +94,14 @@ def encode_latents(latents: Floats) -> ImageFile:
     return ImageFile(SUFFIXES["latents"], buffer.getvalue())
 
 
-def decode_image(file: BinaryIO | bytes, where: str) -> npt.NDArray[np.uint8]:
+def decode_image(file: BinaryIO | bytes, where: str, advice: str = AGAIN) -> npt.NDArray[np.uint8]:
     """Decode an image to pixels [H, W, channels].
 
     Other kinds of 8-bit images than disa writes, such as images with a palette, become RGB.
 
     Args:
         where: name of the source, for the error.
+        advice: what to do about a damaged one, for the error.
 
     Raises:
         DisaError: it is damaged, not of a type that disa writes, or has more than 8 bits.
@@ -116,5 +119,5 @@ def decode_image(file: BinaryIO | bytes, where: str) -> npt.NDArray[np.uint8]:
             plain = image.mode in _PLAIN_MODES
             pixels = np.asarray(image if plain else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DisaError(f"{where} is damaged: delete it and run again to generate it") from error
+        raise DisaError(f"{where} is damaged: {advice}") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 import uuid
-from datetime import UTC, datetime
 
 from ...errors import DisaError
 from .lock import LOCK, MAX_HOLDER_BYTES, describe_holder, holder
@@ -56,8 +55,7 @@ class Lease:
     def _acquire(self) -> None:
         expired = self._store.exists(LOCK)
         if expired:
-            age = datetime.now(UTC) - _with_zone(modified(self._store, LOCK))
-            if age.total_seconds() < LEASE_SECONDS:
+            if self._age() < LEASE_SECONDS:
                 raise self._taken()
             self._store.remove(LOCK)
         try:
@@ -69,6 +67,17 @@ class Lease:
             time.sleep(SETTLING_SECONDS)
         if not self._held():
             raise self._taken()
+
+    def _age(self) -> float:
+        """Seconds since the lease was renewed, by the store's clock: this machine's may be off."""
+        probe = f"{LOCK}.{self._token}"
+        with self._store.errors(probe):
+            self._store.fs.pipe_file(self._store.path(probe), self._data)
+        try:
+            age = modified(self._store, probe) - modified(self._store, LOCK)
+        finally:
+            self._store.remove(probe)
+        return float(age.total_seconds())
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWAL_SECONDS):
@@ -97,7 +106,3 @@ class Lease:
             f"{self._store} is being written by {describe_holder(self._content())}: wait for it "
             f"({LEASE_SECONDS:.0f} s if that process is dead), or choose another folder with -o"
         )
-
-
-def _with_zone(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -60,6 +60,7 @@ class RunRecord:
 
         Raises:
             OSError: the system cannot write it.
+            DisaError: it is too large to be read again.
         """
         content = self.to_json()
         # A million conditions on separate lines would be slow to write and to read.
@@ -67,21 +68,31 @@ class RunRecord:
             f" {json.dumps(key)}: {json.dumps(value, indent=None if key in _LISTS else 1)}"
             for key, value in content.items()
         ]
+        data = ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+        if len(data) > MAX_BYTES:
+            raise DisaError(
+                f"the conditions of {len(self.selection)} images take more than "
+                f"{MAX_BYTES >> 20} MiB in {RECORD}: generate them in several runs"
+            )
         with store.write(RECORD) as file:
-            file.write(("{\n" + ",\n".join(entries) + "\n}\n").encode())
+            file.write(data)
 
     @classmethod
     def load(cls, store: Store) -> "RunRecord | None":
         """Read it; None if there is none.
 
         Raises:
-            DisaError: it is damaged.
+            DisaError: it is damaged or cannot be read.
         """
         try:
             if not store.exists(RECORD):
                 return None
             with store.read(RECORD) as file:
                 data = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DisaError(f"{store}/{RECORD} cannot be read: {reason}") from error
+        try:
             if len(data) > MAX_BYTES:
                 raise ValueError("too large")
             content = json.loads(data)
@@ -99,7 +110,6 @@ class RunRecord:
                 Stats.from_json(content["stats"]),
             )
         except (
-            OSError,
             ValueError,
             KeyError,
             TypeError,

@@ -15,6 +15,8 @@ _WHOLE_UPLOADS = frozenset(
     {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
 )
 """Object stores, in which an upload becomes visible completely or not at all."""
+_REPLACING = frozenset({"sftp", "ssh"})
+"""Folders, in which a file that is renamed replaces another one in one step."""
 
 
 class RemoteStore:
@@ -36,7 +38,7 @@ class RemoteStore:
             raise MissingDependency("fsspec", "s3") from error
         self._url = url.rstrip("/")
         protocol = url.partition("://")[0]
-        self._whole = protocol in _WHOLE_UPLOADS
+        self._whole, self._replaces = protocol in _WHOLE_UPLOADS, protocol in _REPLACING
         try:
             # A listing must include what other machines have written since the last one.
             self.fs, root = fsspec.core.url_to_fs(
@@ -82,6 +84,10 @@ class RemoteStore:
                 self.fs.makedirs(self.path(PARTIAL), exist_ok=True)
                 self.fs.put_file(file.name, partial)
                 self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                # Renaming to a name that exists is an error on Windows shares; on HDFS, it does
+                # nothing and is not even an error.
+                if not self._replaces and self.fs.exists(target):
+                    self.fs.rm_file(target)
                 self.fs.mv(partial, target)
 
     def read(self, name: str) -> BinaryIO:

@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and read only up to a size limit."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -93,6 +94,14 @@ def read_text(path: Path, most: int) -> str:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DisaError(f"{path}: it is not UTF-8 text: give another file") from error
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, which end as lines of files do: with LF, CR LF or CR.
+
+    `str.splitlines` also ends them at characters that JSON and prompts may contain, such as U+2028.
+    """
+    return io.StringIO(text, newline=None).read().split("\n")
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -22,6 +22,8 @@ PREFIX = ".disa-"
 LOCK = "lock"
 _NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}")
 _ATTEMPTS = 10
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of file systems without locks, such as Lustre without the option flock."""
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         # Another process may have deleted the folder as abandoned before it was locked.
-        if _try_lock(lock, folder / LOCK):
+        # Without locks on the file system, no process takes it for abandoned either.
+        if _try_lock(lock, folder / LOCK, without=True):
             return folder, lock
         os.close(lock)
     raise OSError("temporary folders are deleted as soon as they are created")
@@ -107,13 +110,17 @@ def _remove_abandoned(parent: Path) -> None:
                 os.close(lock)
 
 
-def _try_lock(lock: int, path: Path) -> bool:
-    """Try to lock; returns whether this process holds the lock and the file is still at `path`."""
+def _try_lock(lock: int, path: Path, without: bool = False) -> bool:
+    """Try to lock; returns whether this process holds the lock and the file is still at `path`.
+
+    Args:
+        without: the result if the file system has no locks.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.stat(path))
-    except OSError:
-        return False
+    except OSError as error:
+        return without and error.errno in _NO_LOCKS
 
 
 def _disk_is_full(folder: Path, error: BaseException) -> bool:

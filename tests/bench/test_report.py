@@ -20,6 +20,14 @@ def test_records_are_compared(record: dict[str, Any]) -> None:
     slower["machine"]["processor"], slower["plan"]["name"] = "Abacus", "other"
     assert "another machine: Abacus" in compare(slower, record)
     assert "another plan: other" in compare(slower, record)
+    slower["threads"], slower["plan"]["precision"] = None, "int8"
+    slower["engines"] = {"cpu": {"runs": "slide rule"}, "auto": {"runs": "fingers"}}
+    told = compare(slower, record)
+    assert "another number of threads: all" in told
+    assert "a plan in another precision: int8" in told
+    assert "another engine for cpu: slide rule" in told
+    assert "fingers" not in told
+    assert "old record is of" not in compare(record, record)
     slower["variants"][0]["batch_size"] = 64
     with pytest.raises(DisaError, match="no variant in common"):
         compare(slower, record)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def generate(plan: Path, folder: Path, *options: object) -> None:
 
 def evaluate(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def against_other(runs: Path) -> list[object]:
+    return ["--reference", runs / "other"]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,75 @@ def test_the_reference_may_be_images_in_an_npz(runs: Path) -> None:
     shown = evaluate(runs / "png", "--reference", runs / "png")
     assert "12 images" in shown.output
     assert "Fréchet distance  " in shown.output
+
+
+def test_the_order_of_parts_does_not_count(runs: Path) -> None:
+    """The Inception score is of splits, and a shell lists part-10 before part-2."""
+    orders = [("part-0", "part-8"), ("part-8", "part-0")]
+    found = [
+        json.loads(
+            evaluate(*(runs / part for part in order), *against_other(runs), "--json").output
+        )
+        for order in orders
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_engines_of_all_parts_are_named(runs: Path, tmp_path: Path) -> None:
+    for part in ("part-0", "part-8"):
+        shutil.copytree(runs / part, tmp_path / part)
+    record = tmp_path / "part-8" / "run.json"
+    content = json.loads(record.read_text())
+    first, content["engine"] = content["engine"], "another engine"
+    record.write_text(json.dumps(content))
+    for parts in (["part-0"], ["part-0", "part-8"]):
+        result = evaluate(*(tmp_path / part for part in parts), *against_other(runs), "--json")
+        engines = json.loads(result.output)["generated"]["engine"]
+        assert engines == " and ".join([first, "another engine"][: len(parts)])
+
+
+def test_latents_are_told(golden_plan: Any, runs: Path, tmp_path: Path) -> None:
+    generate(golden_plan("mar_patch2"), tmp_path, "--num", 2)
+    result = evaluate(tmp_path, *against_other(runs))
+    assert result.exit_code == 1
+    assert "contains latents: export the plan with --vae" in result.output
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [
+        ("missing/fid.json", 1, "cannot be written: No such file"),
+        (".", 1, "it is a folder"),
+        ("reference.npz", 2, "reference.npz is read: give another file for -o"),
+    ],
+)
+def test_an_unusable_output_is_told_before_the_work(
+    output: str, code: int, told: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(evaluate_module, "Runs", never)
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(2), sigma=np.eye(2))
+    before = (tmp_path / "reference.npz").read_bytes()
+    reference = ["--reference", tmp_path / "reference.npz"]
+    result = evaluate(runs / "png", *reference, "-o", tmp_path / output)
+    assert result.exit_code == code
+    assert told in " ".join(result.output.split())
+    assert (tmp_path / "reference.npz").read_bytes() == before
+
+
+def test_a_result_that_cannot_be_written_is_shown(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("disa.files.os.replace", full)
+    result = evaluate(runs / "png", *against_other(runs), "-o", tmp_path / "fid.json")
+    assert result.exit_code == 1
+    assert "Fréchet distance  " in result.output
+    assert "fid.json cannot be written: No space left" in result.output
 
 
 def test_mixed_and_incomplete_runs_are_refused(

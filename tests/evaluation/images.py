@@ -9,7 +9,7 @@ from PIL import Image
 def write_images(folder: Path, count: int, seed: int) -> Path:
     """Write random images of 40x32 pixels; returns the folder."""
     random = np.random.default_rng(seed)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for index in range(count):
         noise = random.integers(0, 256, (8, 8, 3), np.uint8)
         picture = Image.fromarray(noise).resize((40, 32), Image.Resampling.BICUBIC)

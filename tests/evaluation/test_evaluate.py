@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from disa.errors import DisaError
 from disa.evaluation.evaluate import evaluate
 from disa.evaluation.features import ImageFeatures
 from disa.evaluation.image_sets import ImageFiles
@@ -75,3 +76,17 @@ def test_accuracy_is_that_of_classes(
     monkeypatch.setattr(ImageFiles, "conditions", conditions)
     found = evaluate(images, images, Classifier(), batch_size=3)
     assert found.get("accuracy") == accuracy
+
+
+def test_features_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageFiles(write_images(tmp_path / "a", 4, 0))
+    whole = Classifier.__call__
+
+    def overflowing(self: Classifier, batch: np.ndarray) -> ImageFeatures:
+        seen = whole(self, batch)
+        seen.features[-1] = np.inf
+        return seen
+
+    monkeypatch.setattr(Classifier, "__call__", overflowing)
+    with pytest.raises(DisaError, match="features that are not finite"):
+        evaluate(images, images, Classifier())

@@ -1,10 +1,12 @@
 """Folders and .npz files as sets of images."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from disa.errors import DisaError
 from disa.evaluation.image_sets import ImageFiles, NpzImages, Runs
@@ -29,6 +31,64 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "b" / "001.png").write_bytes(b"no png")
     with pytest.raises(DisaError, match=r"001\.png"):
         list(ImageFiles(tmp_path / "b"))
+
+
+def test_images_of_a_data_set_are_not_to_be_deleted(tmp_path: Path) -> None:
+    write_images(tmp_path / "b", 2, 0)
+    (tmp_path / "b" / "001.png").write_bytes(b"no png")
+    with pytest.raises(DisaError, match=r"001\.png is damaged: replace it"):
+        list(ImageFiles(tmp_path / "b"))
+
+
+def test_folders_may_be_links(tmp_path: Path) -> None:
+    """A subset of the classes of a data set is made of links."""
+    for name in ("cats", "dogs", "cows"):
+        write_images(tmp_path / name, 2, 0)
+    subset = write_images(tmp_path / "subset", 1, 0)
+    for name in ("cats", "dogs"):
+        (subset / name).symlink_to(tmp_path / name)
+    (tmp_path / "cats" / "all").symlink_to(subset)  # A way back is not taken.
+    (subset / "again").symlink_to(tmp_path / "dogs")
+    assert ImageFiles(subset).count == 1 + 2 + 2 + 2
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "b", 1, 0)
+    closed = write_images(tmp_path / "b" / "closed", 1, 0)
+    listed = Path.iterdir
+
+    def refused(self: Path) -> Iterator[Path]:
+        if self == closed:
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(DisaError, match="closed cannot be read: Permission denied"):
+        ImageFiles(tmp_path / "b")
+
+
+def test_the_grid_of_a_run_is_not_an_image(tmp_path: Path) -> None:
+    for name in ("part-0", "part-1"):
+        write_images(tmp_path / "runs" / name, 2, 0)
+        write_images(tmp_path / "runs" / name / "more", 1, 1).joinpath("000.png").rename(
+            tmp_path / "runs" / name / "grid.png"
+        )
+    (tmp_path / "runs" / "part-0" / "run.json").touch()
+    assert ImageFiles(tmp_path / "runs").count == 2 + 2 + 1
+
+
+def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    """Each would be stretched to a square in its own way."""
+    write_images(tmp_path / "b", 2, 0)
+    with Image.open(tmp_path / "b" / "001.png") as image:
+        image.convert("L").save(tmp_path / "b" / "002.png")  # Grey ones may be among them.
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b" / "003.png")
+    images = iter(ImageFiles(tmp_path / "b"))
+    assert [next(images).shape for _ in range(3)] == [(32, 40, 3), (32, 40, 3), (32, 40, 1)]
+    with pytest.raises(DisaError, match=r"003\.png has 32x40 pixels, .* have another size: crop"):
+        next(images)
 
 
 def test_images_of_an_npz_are_read_one_by_one(tmp_path: Path) -> None:
@@ -60,6 +120,14 @@ def test_an_npz_that_ends_too_early(tmp_path: Path) -> None:
         member = file.read("arr_0.npy")
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as file:
         file.writestr("arr_0.npy", member[:-100])
+    with pytest.raises(DisaError, match="ends too early"):
+        NpzImages(tmp_path / "b.npz")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("arr_0.npy", member[:-100])
+    data = bytearray((tmp_path / "b.npz").read_bytes())
+    size = data.index(b"PK\x01\x02") + 24  # Of the member, in the table of contents.
+    data[size : size + 4] = len(member).to_bytes(4, "little")
+    (tmp_path / "b.npz").write_bytes(data)
     with pytest.raises(DisaError, match="ends too early"):
         list(NpzImages(tmp_path / "b.npz"))
 

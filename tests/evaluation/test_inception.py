@@ -18,3 +18,10 @@ def test_other_weights(content: bytes | None, tmp_path: Path) -> None:
         Inception(path)
     with pytest.raises(DisaError, match="cannot be read"):
         Inception(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_devices_that_do_not_exist(device: str, inception_weights: Path) -> None:
+    """The weights are not to blame."""
+    with pytest.raises(DisaError, match=f"cannot run on the device '{device}' .*--device"):
+        Inception(inception_weights, device)

@@ -37,3 +37,29 @@ def test_statistics_give_what_their_images_give(inception_weights: Path, tmp_pat
             extractor,
             precision_recall=True,
         )
+
+
+def test_a_file_may_have_statistics_and_images(inception_weights: Path, tmp_path: Path) -> None:
+    """As ADM's reference batches: statistics of all images, and some images for the recall."""
+    generated, real = write_images(tmp_path / "a", 6, 0), write_images(tmp_path / "b", 5, 1)
+    extractor = Inception(inception_weights, features="64")
+    stack = np.stack([np.asarray(Image.open(path)) for path in sorted(real.iterdir())])
+    statistics = {"mu": np.zeros(64), "sigma": np.eye(64)}
+    np.savez(tmp_path / "statistics.npz", **statistics)
+    np.savez(tmp_path / "both.npz", arr_0=stack, **statistics)
+    np.savez(tmp_path / "images.npz", arr_0=stack)
+    found = {
+        (name, both): evaluate(
+            ImageFiles(generated),
+            open_reference(tmp_path / f"{name}.npz", 64, both),
+            extractor,
+            precision_recall=both,
+        )
+        for name, both in (("statistics", False), ("both", False), ("both", True), ("images", True))
+    }
+    distances = {key: each["frechet_distance"] for key, each in found.items()}
+    assert distances["both", True] == distances["both", False] == distances["statistics", False]
+    assert distances["both", True] != distances["images", True]
+    for metric in ("precision", "recall"):
+        assert found["both", True][metric] == found["images", True][metric]
+        assert metric not in found["both", False]

@@ -8,13 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from click.testing import CliRunner
 from ray.cluster_utils import Cluster
 
 from disa.commands.run import main
+from disa.errors import DisaError
+from disa.workers.cluster import RayWorkers, _Slot
 
 pytestmark = pytest.mark.ray  # Its driver leaves handlers and threads behind.
 
@@ -68,6 +72,19 @@ def test_any_number_of_workers_gives_the_same_bytes(
     record = json.loads((tmp_path / "many" / "run.json").read_text())
     assert record["complete"]
     assert record["stats"]["images"] == 14
+
+
+def test_a_worker_that_dies_while_it_checks_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = RayWorkers.__new__(RayWorkers)
+    actor = SimpleNamespace(check_prompts=SimpleNamespace(remote=lambda prompts: "handle"))
+    workers._slots = [_Slot(actor), _Slot(actor, "host:7")]
+
+    def dead(handle: object) -> None:
+        raise ray.exceptions.ActorDiedError
+
+    workers._ray = SimpleNamespace(get=dead, exceptions=ray.exceptions)
+    with pytest.raises(DisaError, match="worker host:7 died while it checked the prompts"):
+        workers.check_prompts(["a dog"])
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

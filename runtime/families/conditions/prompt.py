@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ....engines.array_types import Ints
 from ....errors import DamagedFile, DisaError, InvalidRequest
-from ....files import read_text
+from ....files import read_text, text_lines
 from ....optional import first_line, import_failed
 from .tokenizer_check import check_tokenizer
 
@@ -216,9 +216,9 @@ def read_prompts(path: Path | str) -> list[str]:
             case ".json":
                 items = json.loads(text)
             case ".jsonl":
-                items = [json.loads(line) for line in text.splitlines() if line.strip()]
+                items = [json.loads(line) for line in text_lines(text) if line.strip()]
             case _:
-                items = [line.strip() for line in text.splitlines() if line.strip()]
+                items = [line.strip() for line in text_lines(text) if line.strip()]
     except (ValueError, RecursionError) as error:
         raise DisaError(f"{path}: it is not valid JSON ({error}): fix the prompts") from error
     if not isinstance(items, list):

@@ -37,7 +37,7 @@ def read_record(path: Path) -> dict[str, Any]:
             entry["options"] = canonical_defaults(entry["options"])
             _key(entry)
             float(entry["seconds_an_image"]["median"])
-        str(record["machine"]["processor"]), str(record["plan"]["name"])
+        str(record["machine"]["processor"]), _settings(record)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DisaError(f"{path} is damaged ({error!r}): measure again") from error
     return record
@@ -164,10 +164,28 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     lines = []
     if old["machine"]["processor"] != new["machine"]["processor"]:
         lines.append(f"the old record is of another machine: {old['machine']['processor']}")
-    if old["plan"]["name"] != new["plan"]["name"]:
-        lines.append(f"the old record is of another plan: {old['plan']['name']}")
+    after = _settings(new)
+    lines += [
+        f"the old record is of {what}: {value}"
+        for what, value in _settings(old).items()
+        if what in after and after[what] != value
+    ]
     headings = ("engine", "batch", "iterations", "steps", "old s/image", "new s/image", "speed-up")
     return "\n".join([*lines, table(headings, rows)])
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, str]:
+    """What two records should have in common, besides the machine and the variants."""
+    engines = {
+        f"another engine for {name}": str(engine["runs"])
+        for name, engine in record["engines"].items()
+    }
+    return {
+        "another plan": str(record["plan"]["name"]),
+        "a plan in another precision": str(record["plan"]["precision"]),
+        "another number of threads": str(record["threads"] or "all"),
+        **engines,
+    }
 
 
 def _key(entry: Mapping[str, Any]) -> str:

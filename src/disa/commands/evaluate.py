@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..bench.report import check_writable, write_text
 from ..errors import DisaError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import FeatureExtractor
 from ..evaluation.image_sets import Runs
 from ..evaluation.reference import Statistics, open_reference
-from ..files import written_whole
+from ..files import is_same
 from ..progress import progress_bar
 from .command import DisaCommand
 
@@ -21,7 +22,7 @@ from .command import DisaCommand
     cls=DisaCommand,
     epilog="Examples:\n\n\b\n"
     "  disa-evaluate outputs/run --reference adm_in256_stats.npz --inception weights.pth\n"
-    "  disa-evaluate part-0 part-1 --reference imagenet/val --inception weights.pth \\\n"
+    "  disa-evaluate part-0 part-1 --reference val_256x256 --inception weights.pth \\\n"
     "      --precision-recall -o fid.json",
 )
 @click.argument("runs", nargs=-1, required=True)
@@ -77,11 +78,19 @@ def main(
 
     RUNS are folders or URLs written by disa-run, in any format. Several of them are evaluated as
     parts of one run. They must be complete.
+
+    The images of a folder must have one size. Those of a data set with other sizes are to be
+    cropped and scaled first, as the reference of the number that is compared was made.
     """
+    if output:
+        if any(file and is_same(output, file) for file in (reference, inception)):
+            raise click.UsageError(f"{output} is read: give another file for -o")
+        check_writable(output)
     images = Runs(runs)
     extractor = _open_features(features, inception, device)
-    other = open_reference(reference, extractor.width)
-    total = images.count + (0 if isinstance(other, Statistics) else other.count)
+    other = open_reference(reference, extractor.width, precision_recall)
+    real = other.images if isinstance(other, Statistics) else other
+    total = images.count + (real.count if real else 0)
     with progress_bar(total, "images", "image") as advance:
         metrics = evaluate(images, other, extractor, batch_size, precision_recall, advance)
     result = {
@@ -93,10 +102,12 @@ def main(
         "options": {"batch_size": batch_size, "device": device},
     }
     text = json.dumps(result, indent=1)
-    if output:
-        with written_whole(output) as file:
-            file.write(text.encode() + b"\n")
-    click.echo(text if as_json else summary(metrics, images.count))
+    try:
+        if output:
+            write_text(text + "\n", output)
+    finally:
+        # Hours of work are not lost if the disk is full by now.
+        click.echo(text if as_json else summary(metrics, images.count))
 
 
 def _open_features(name: str, inception: Path | None, device: str) -> FeatureExtractor:

@@ -61,14 +61,14 @@ def evaluate(
         DisaError: images are damaged, too few or not accepted by the network, or precision and
             recall are requested with a reference without images.
     """
-    if precision_recall and isinstance(reference, Statistics):
+    statistics = reference if isinstance(reference, Statistics) else None
+    real_images = reference.images if isinstance(reference, Statistics) else reference
+    if precision_recall and real_images is None:
         raise DisaError("precision and recall need the reference's images, not its statistics")
     measured = _measure(images, extractor, batch_size, precision_recall, advance)
-    if isinstance(reference, Statistics):
-        moments = reference.moments
-    else:
-        real = _measure(reference, extractor, batch_size, precision_recall, advance)
-        moments = real.moments
+    if real_images is not None:
+        real = _measure(real_images, extractor, batch_size, precision_recall, advance)
+    moments = statistics.moments if statistics else real.moments
     result: dict[str, Any] = {"frechet_distance": frechet_distance(measured.moments, moments)}
     if measured.score:
         result["inception_score_mean"], result["inception_score_std"] = measured.score
@@ -90,6 +90,10 @@ def _measure(
     known = conditions is not None and not isinstance(conditions[0], str)
     for batch in _batches(images, batch_size):
         seen = extractor(batch)
+        if not np.isfinite(seen.features).all():
+            raise DisaError(
+                "the network gives features that are not finite: its weights are damaged"
+            )
         if seen.classes is not None and conditions is not None and known:
             expected = conditions[moments.count : moments.count + len(batch)]
             right = (right or 0) + int(np.sum(seen.classes == np.asarray(expected)))

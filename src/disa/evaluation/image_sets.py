@@ -1,5 +1,6 @@
 """Sets of images that can be evaluated: runs of disa, folders of files, .npz files."""
 
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..runtime.outputs.formats.folder import Numbered
 from ..runtime.outputs.formats.registry import format_of
 from ..runtime.outputs.image_files import MAX_PIXELS, SUFFIXES, decode_image
 from ..runtime.outputs.record import RECORD, RunRecord, differing_options
+from ..runtime.outputs.run_folder import GRID
 from ..runtime.outputs.store import Store, open_store
 from ..runtime.replay.npz_file import UNREADABLE
 
@@ -66,18 +68,16 @@ class Runs:
     """
 
     def __init__(self, places: Sequence[str]) -> None:
-        self._runs = [_open_run(open_store(place)) for place in places]
-        self.count = sum(len(run.record.selection) for run in self._runs)
-        self.conditions: list[int | str] = []
-        first = self._runs[0].record
+        runs = [_open_run(open_store(place)) for place in places]
+        first = runs[0].record
         seen: set[tuple[int, int]] = set()
-        for run in self._runs:
+        for run in runs:
             other = run.record
             pair = first.request, other.request
             differ = differing_options(*pair) or differing_options(*pair[::-1])
             if differ or other.layout.image_type != first.layout.image_type:
                 raise DisaError(
-                    f"{run.store} is not a part of the run in {self._runs[0].store}: other "
+                    f"{run.store} is not a part of the run in {runs[0].store}: other "
                     f"{', '.join(differ) or 'image type'}"
                 )
             rows = other.selection.rows(0, len(other.selection))
@@ -85,7 +85,12 @@ class Runs:
             if seen & keys:
                 raise DisaError(f"{run.store} has images that another of the runs has too")
             seen |= keys
-            self.conditions += other.selection.conditions
+        # The Inception score depends on the order, and shells list part-10 before part-2.
+        self._runs = sorted(runs, key=lambda run: run.record.selection.indices[0])
+        self.count = sum(len(run.record.selection) for run in self._runs)
+        self.conditions: list[int | str] = []
+        for run in self._runs:
+            self.conditions += run.record.selection.conditions
 
     def __iter__(self) -> Iterator[Image]:
         for run in self._runs:
@@ -102,7 +107,7 @@ class Runs:
             "images": self.count,
             "request": dict(first.request),
             "layout": first.layout.to_json(),
-            "engine": first.engine,
+            "engine": " and ".join(dict.fromkeys(run.record.engine for run in self._runs)),
         }
 
 
@@ -135,30 +140,69 @@ def _refuse_others(store: Store, record: RunRecord) -> None:
             index = naming.index(stem)
             if index is not None and (
                 record.selection.position(index) is None
-                or suffix != SUFFIXES[record.layout.image_type.name]
+                or suffix not in (SUFFIXES[record.layout.image_type.name], SUFFIXES["latents"])
             ):
                 raise DisaError(f"{store}/{name} is not an image of the run: move it away")
 
 
 class ImageFiles:
-    """The image files in a folder and its sub-folders, in the order of their names."""
+    """The image files in a folder and its sub-folders, in the order of their names.
+
+    All must have one size: a network for squares would stretch each of them in its own way.
+
+    Raises:
+        DisaError: there are none, or a folder cannot be read.
+    """
 
     conditions = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        self._files = sorted(_image_files(folder, frozenset()))
         self.count = len(self._files)
         if not self.count:
             raise DisaError(f"{folder} has no images")
 
     def __iter__(self) -> Iterator[Image]:
+        size = None
         for path in self._files:
             with _regular(path) as file:
-                yield decode_image(file, str(path))
+                image = decode_image(file, str(path), "replace it")
+            height, width = image.shape[:2]
+            if size not in (None, (height, width)):
+                raise DisaError(
+                    f"{path} has {width}x{height} pixels, other images of {self._folder} have "
+                    "another size: crop and scale all of them to one size"
+                )
+            size = height, width
+            yield image
 
     def describe(self) -> dict[str, Any]:
         return {"folder": str(self._folder), "images": self.count}
+
+
+def _image_files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """The image files below a folder, also in folders that are links, as subsets are made of.
+
+    The grid of a run is not one of its images.
+
+    Args:
+        above: the folders above it, which a link may lead back to.
+    """
+    try:
+        found = folder.stat()
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise DisaError(f"{folder} cannot be read: {error.strerror or error}") from error
+    here = found.st_dev, found.st_ino
+    if here in above:
+        return
+    others = {GRID} if any(entry.name == RECORD for entry in entries) else ()
+    for entry in entries:
+        if entry.is_dir():
+            yield from _image_files(entry, above | {here})
+        elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.name not in others:
+            yield entry
 
 
 class NpzImages:
@@ -204,10 +248,14 @@ class _Member:
             self._file = self._archive.open("arr_0.npy")
             np.lib.format.read_magic(self._file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
+            stored = self._archive.getinfo("arr_0.npy").file_size - self._file.tell()
         except UNREADABLE as error:
             raise DisaError(f"{wrong}: {first_line(error)}") from error
-        if fortran or dtype != np.uint8 or len(shape) != 4 or np.prod(shape[1:]) > MAX_PIXELS:
+        if fortran or dtype != np.uint8 or len(shape) != 4 or math.prod(shape[1:]) > MAX_PIXELS:
             raise DisaError(wrong)
+        if math.prod(shape) > stored:
+            # Known before hours of work.
+            raise DisaError(f"{self._path} ends too early: it is damaged")
         return self._file, shape
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DisaError, MissingDependency
 from ..files import open_regular
-from ..optional import first_line
+from ..optional import first_line, is_memory_failure
 from .features import ImageFeatures, Images
 
 FEATURES = "2048"
@@ -26,7 +26,8 @@ class Inception:
         features: the layer; the FID uses "2048".
 
     Raises:
-        DisaError: the weights cannot be read or belong to another network.
+        DisaError: the weights cannot be read or belong to another network, or there is no such
+            device.
         MissingDependency: torch-fidelity is not installed.
     """
 
@@ -52,13 +53,22 @@ class Inception:
             safe = io.BytesIO()
             torch.save(dict(state), safe)
             safe.seek(0)
-            self._network = FeatureExtractorInceptionV3(
+            network = FeatureExtractorInceptionV3(
                 self.name, [features, LOGITS], feature_extractor_weights_path=safe
-            ).to(device)
+            )
         except Exception as error:  # torch raises many types here
             reason = first_line(error)
             raise DisaError(
                 f"{weights} is not the Inception network ({reason}): give {FREE}"
+            ) from error
+        try:
+            self._network = network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            if is_memory_failure(error):
+                raise
+            raise DisaError(
+                f"the network cannot run on the device {device!r} ({first_line(error)}): choose "
+                "another one with --device"
             ) from error
         self.width = int(features)
         self._description = {
@@ -73,7 +83,9 @@ class Inception:
     def __call__(self, images: Images) -> ImageFeatures:
         channels = images.shape[3]
         if channels not in (1, 3):
-            raise DisaError(f"Inception takes 1 or 3 channels, not {channels}")
+            raise DisaError(
+                f"Inception takes images of 1 or 3 channels, not {channels}: convert them to RGB"
+            )
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         batch = self._torch.from_numpy(pixels).to(self._device)
         with self._torch.inference_mode():

@@ -25,17 +25,20 @@ class Statistics:
     Attributes:
         moments: of the features.
         source: where they come from, for the result.
+        images: for precision and recall; None if they are not needed, or not in the file.
     """
 
     moments: Moments
     source: dict[str, Any]
+    images: ImageSet | None = None
 
 
-def open_reference(path: Path, width: int) -> Statistics | ImageSet:
+def open_reference(path: Path, width: int, images: bool = False) -> Statistics | ImageSet:
     """Open a reference: .npz with `mu` and `sigma` or images in `arr_0`, a run, or an image folder.
 
     Args:
         width: number of features of an image.
+        images: whether images are needed beside statistics, as ADM's reference batches have them.
 
     Raises:
         DisaError: it is none of these, or its statistics belong to other features.
@@ -49,7 +52,8 @@ def open_reference(path: Path, width: int) -> Statistics | ImageSet:
     covariance = _array(arrays, "sigma", (width, width))
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Statistics(Moments(mean, covariance), {"file": str(path), "sha256": digest})
+    both = NpzImages(path) if images and "arr_0" in arrays.names else None
+    return Statistics(Moments(mean, covariance), {"file": str(path), "sha256": digest}, both)
 
 
 def _array(arrays: NpzFile, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:

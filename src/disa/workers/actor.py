@@ -3,17 +3,22 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import DisaError
 from ..runtime.outputs.formats.format import Shard, Unit
 from ..runtime.outputs.layout import Layout
+from ..runtime.outputs.record import RECORD
 from ..runtime.outputs.selection import Selection
-from ..runtime.outputs.store import open_store
+from ..runtime.outputs.store import Store, open_store, storing
 from ..runtime.stats import Stats
 from .job import Description, Job, describe
 from .unit_worker import UnitWorker
+
+SETTLING_SECONDS = 5
+"""Until a network file system shows on one machine what another one has written."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class UnitActor:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._generating = threading.Lock()
+        self._found = False
 
     def open(self) -> Opened:
         """Open the pipeline."""
@@ -93,4 +99,25 @@ class UnitActor:
 
     def _worker(self, to: Destination) -> UnitWorker:
         store = open_store(to.place)
+        if not self._found:
+            with storing(store):
+                find_run(store)
+            self._found = True
         return UnitWorker(self._pipe, self._options, store, to.layout, to.batch_size)
+
+
+def find_run(store: Store) -> None:
+    """Check that the driver's run is there.
+
+    Raises:
+        DisaError: it is not: images would be lost on the disk of this machine.
+        OSError: the place cannot be read.
+    """
+    for _ in range(SETTLING_SECONDS):
+        if store.exists(RECORD):
+            return
+        time.sleep(1)
+    raise DisaError(
+        f"{store} on {socket.gethostname()} is not the folder of this run: give one with -o that "
+        "all machines share, or a URL"
+    )

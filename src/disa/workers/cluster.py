@@ -3,16 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import DisaError
-from ..hub import is_hub_name
 from ..runtime.outputs.formats.format import Shard
 from ..runtime.outputs.run_folder import RunFolder
 from ..runtime.stats import Stats
 from .actor import Destination, Opened, UnitActor
-from .job import Advance, Description, Job
+from .job import Advance, Description, Job, portable
 from .ray_resources import connect, share
 from .work import Task, WorkQueue
 
@@ -71,8 +69,7 @@ class RayWorkers:
     def __init__(self, ray: Any, job: Job, count: int | None) -> None:
         self._ray = ray
         resources = share(ray, job, count)
-        plan = job.plan if is_hub_name(job.plan) else str(Path(job.plan).absolute())
-        self._job = replace(job, plan=plan, threads=resources.threads)
+        self._job = replace(portable(job), threads=resources.threads)
         self._remote = ray.remote(UnitActor).options(
             max_concurrency=UNITS_AHEAD,
             num_gpus=resources.gpus,
@@ -105,7 +102,10 @@ class RayWorkers:
 
     def check_prompts(self, prompts: Sequence[str]) -> list[str]:
         slot = next(slot for slot in self._slots if slot.name)
-        checked, wrong = self._ray.get(slot.actor.check_prompts.remote(prompts))
+        answer = self._answer(slot.actor.check_prompts.remote(prompts))
+        if answer is None:
+            raise DisaError(f"worker {slot.name} died while it checked the prompts: run again")
+        checked, wrong = answer
         if wrong:
             raise DisaError(wrong)
         return list(checked)

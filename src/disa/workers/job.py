@@ -1,12 +1,14 @@
 """What a run sends to its workers, and their answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..hub import HubName, fetch_file, is_hub_name
 from ..runtime.outputs.run_folder import RunFolder, identify
 from ..runtime.pipeline import Pipeline
+from ..runtime.sampling.schedule import as_schedule
 from ..runtime.stats import Stats
 
 Advance = Callable[[float], object]
@@ -39,6 +41,21 @@ class Job:
         """
         path = fetch_file(HubName.parse(self.plan)) if is_hub_name(self.plan) else self.plan
         return Pipeline.from_plan(path, self.engine, threads=self.threads)
+
+
+def portable(job: Job) -> Job:
+    """The job for processes that have another working folder, perhaps on another machine.
+
+    The path of the plan becomes absolute, and a schedule file is replaced by its content.
+
+    Raises:
+        DisaError: the schedule cannot be read.
+    """
+    plan = job.plan if is_hub_name(job.plan) else str(Path(job.plan).absolute())
+    options = dict(job.options)
+    if options.get("schedule") is not None:
+        options["schedule"] = as_schedule(options["schedule"])
+    return replace(job, plan=plan, options=options)
 
 
 @dataclass(frozen=True)

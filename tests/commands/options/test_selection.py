@@ -118,3 +118,21 @@ def test_metadata_of_prompts(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = SelectionOptions(prompts=["a dog"], prompt_file=file)
     assert prompt_metadata(options) == [{"prompt": "a dog"}, *lines]
+
+
+def test_metadata_of_a_list_of_prompts(tmp_path: Path) -> None:
+    """Without the tags, GenEval's evaluator does not know what to look for."""
+    items = [{"tag": "counting", "prompt": "two cows"}, "a bench"]
+    (tmp_path / "prompts.json").write_text(json.dumps(items))
+    options = SelectionOptions(prompt_file=tmp_path / "prompts.json")
+    assert prompt_metadata(options) == [items[0], {"prompt": "a bench"}]
+
+
+def test_lines_contain_other_separators(tmp_path: Path) -> None:
+    line = {"prompt": "a dog\u2028in a hat", "tag": "x"}
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text, encoding="utf-8")
+    assert prompt_metadata(SelectionOptions(prompt_file=file)) == [line]
+    file.write_text(text.replace('"tag": "x"', '"seed": 4'), encoding="utf-8")
+    assert select(PROMPTS, rows=file).rows(0, 2) == [ImageRow(0, line["prompt"], 4)]

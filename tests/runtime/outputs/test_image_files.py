@@ -91,6 +91,8 @@ def test_damaged_files(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (b"", data[:40], gif.getvalue()):
         with pytest.raises(DisaError, match="it is damaged: delete it"):
             decode_image(wrong, "it")
+    with pytest.raises(DisaError, match=r"it is damaged: find another$"):
+        decode_image(b"", "it", "find another")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 24)
     decode_image(data, "it")
     monkeypatch.setattr(image_files, "MAX_PIXELS", 23)

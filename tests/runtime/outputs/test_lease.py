@@ -24,11 +24,22 @@ def store() -> Iterator[RemoteStore]:
     found.fs.store.clear()
 
 
-def age(store: RemoteStore, monkeypatch: pytest.MonkeyPatch, seconds: float, zone: bool) -> None:
-    """Make the lease look as if it was last renewed so long ago."""
+def age(
+    store: RemoteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    zone: bool,
+    wrong: float = 0.0,
+) -> None:
+    """Make the lease look as if it was last renewed so long ago.
+
+    Args:
+        wrong: seconds by which the store's clock is ahead of this machine's.
+    """
 
     def told(store: RemoteStore, name: str) -> datetime:
-        moment = datetime.now(UTC) - timedelta(seconds=seconds)
+        past = seconds if name == LOCK else 0.0
+        moment = datetime.now(UTC) + timedelta(seconds=wrong - past)
         return moment if zone else moment.replace(tzinfo=None)
 
     monkeypatch.setattr(lease, "modified", told)
@@ -64,6 +75,22 @@ def test_a_lease_ends_when_it_is_not_renewed(
     assert store.exists(LOCK)
     second.release()
     assert not store.exists(LOCK)
+
+
+@pytest.mark.parametrize("wrong", [-300, 300])
+def test_the_clock_of_this_machine_does_not_count(
+    store: RemoteStore, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Lease(store)
+    age(store, monkeypatch, 80, True, wrong)
+    with pytest.raises(DisaError, match="is being written"):
+        Lease(store)
+    age(store, monkeypatch, 91, True, wrong)
+    monkeypatch.setattr(lease, "SETTLING_SECONDS", 0.0)
+    second = Lease(store)
+    assert list(store.names()) == [LOCK]
+    first.release()
+    second.release()
 
 
 def test_a_lease_is_renewed(store: RemoteStore, monkeypatch: pytest.MonkeyPatch) -> None:

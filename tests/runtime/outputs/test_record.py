@@ -9,6 +9,7 @@ from disa.errors import DisaError
 from disa.runtime.outputs import record
 from disa.runtime.outputs.layout import Layout
 from disa.runtime.outputs.record import RunRecord, differing_options
+from disa.runtime.outputs.remote import RemoteStore
 from disa.runtime.outputs.selection import Selection
 from disa.runtime.outputs.store import LocalStore
 from disa.runtime.stats import Stats
@@ -115,3 +116,30 @@ def test_a_record_may_have_so_many_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(record, "MAX_BYTES", size - 1)
     with pytest.raises(DisaError, match="damaged"):
         load(tmp_path, {})
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its images are generated: a run without a record can neither go on nor be read."""
+    store = LocalStore(tmp_path)
+    large = RunRecord({}, Selection.of_seed(["a dog"] * 99, 0), Layout(), "cpu")
+    large.save(store)
+    size = (tmp_path / "run.json").stat().st_size
+    monkeypatch.setattr(record, "MAX_BYTES", size)
+    large.save(store)
+    assert RunRecord.load(store) is not None
+    monkeypatch.setattr(record, "MAX_BYTES", size - 1)
+    with pytest.raises(DisaError, match=r"of 99 images take .* in several runs"):
+        large.save(store)
+
+
+def test_a_place_that_cannot_be_reached_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RemoteStore("memory://records/run")
+
+    def refused(path: str) -> bool:
+        raise PermissionError(13, "the key is not valid", path)
+
+    monkeypatch.setattr(store.fs, "exists", refused)
+    with pytest.raises(DisaError, match=r"run/run\.json cannot be read: the key is not valid$"):
+        RunRecord.load(store)

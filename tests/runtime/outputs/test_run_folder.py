@@ -198,7 +198,7 @@ def test_the_log_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
 
 def test_the_record_may_be_anything(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
-    with pytest.raises(DisaError, match=r"run\.json is damaged"):
+    with pytest.raises(DisaError, match=r"run\.json cannot be read: it is not a regular file"):
         run(tmp_path, 4)
 
 

@@ -189,3 +189,19 @@ def test_folders_of_other_disks(tmp_path: Path) -> None:
     put(store, "b/mine.txt")
     store.remove("b/a.txt")
     assert list(store.names()) == ["b/mine.txt"]
+
+
+def test_a_file_is_replaced_where_renaming_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's webhdfs ignores that HDFS renames nothing if the new name exists."""
+    store = RemoteStore(f"local://{tmp_path}/run")
+
+    def rename(old: str, new: str) -> None:
+        if not os.path.exists(new):
+            os.rename(old, new)
+
+    monkeypatch.setattr(store.fs, "mv", rename)
+    for data in (b"begun", b"complete"):
+        put(store, "run.json", data)
+        assert content(store, "run.json") == data

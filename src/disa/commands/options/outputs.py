@@ -34,7 +34,7 @@ _OPTIONS = (
     click.option(
         "--image-type",
         type=click.Choice(IMAGE_TYPES),
-        help="How images are encoded in webdataset, parquet and geneval; png by default.",
+        help="How images are encoded in webdataset and parquet; png by default.",
     ),
     click.option(
         "--quality",
@@ -84,6 +84,10 @@ class OutputOptions:
         """
         if self.format == "geneval" and prompts < 1:
             raise DisaError("--format geneval has a folder for each prompt: give --prompt-file")
+        if self.format == "geneval" and self.image_type not in (None, "png"):
+            raise DisaError(
+                "GenEval's evaluator passes over all files but .png: leave out --image-type"
+            )
         in_folder = self.format in IMAGE_TYPES
         if in_folder and self.image_type not in (None, self.format):
             raise DisaError(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ...errors import DisaError
-from ...files import read_text
+from ...files import read_text, text_lines
 from ...runtime.families.conditions.labels import find_class
 from ...runtime.families.conditions.prompt import read_prompts
 from ...runtime.outputs.selection import MAX_INDEX, Selection, check_indices
@@ -164,18 +164,22 @@ def all_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def prompt_metadata(options: SelectionOptions) -> list[dict[str, Any]]:
-    """GenEval's metadata (.jsonl prompt file) of each prompt, in the order of the prompts."""
+    """GenEval's metadata of each prompt, in the order of the prompts.
+
+    They are the objects of a .json or .jsonl prompt file; other prompts have only their text.
+    """
     metadata: list[dict[str, Any]] = [{"prompt": prompt} for prompt in options.prompts]
     if options.prompt_file:
         file = options.prompt_file
-        if file.suffix.lower() == ".jsonl":
-            items = [
-                json.loads(line)
-                for line in read_text(file, MAX_FILE_BYTES).splitlines()
-                if line.strip()
-            ]
-        else:
-            items = list(read_prompts(file))
+        items: list[Any]
+        match file.suffix.lower():
+            case ".json":
+                items = json.loads(read_text(file, MAX_FILE_BYTES))
+            case ".jsonl":
+                lines = text_lines(read_text(file, MAX_FILE_BYTES))
+                items = [json.loads(line) for line in lines if line.strip()]
+            case _:
+                items = list(read_prompts(file))
         metadata += [item if isinstance(item, dict) else {"prompt": item} for item in items]
     return metadata
 
@@ -239,7 +243,7 @@ def _read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         except csv.Error as error:
             raise DisaError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from error
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text_lines(text), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -126,6 +126,18 @@ def test_files_of_prompts(tmp_path: Path, name: str, text: str) -> None:
     assert read_prompts(tmp_path / name) == ["a dog", "a cat"]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_prompts_contain_other_separators(tmp_path: Path, separator: str) -> None:
+    """Captions from the web do: such a prompt is one, not two."""
+    prompts = [f"a dog{separator}in a hat", "a cat"]
+    for name, lines in (
+        ("p.txt", prompts),
+        ("p.jsonl", [json.dumps(prompt, ensure_ascii=False) for prompt in prompts]),
+    ):
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        assert read_prompts(tmp_path / name) == prompts
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
