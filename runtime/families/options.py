@@ -179,8 +179,8 @@ class SamplingOptions:
         metadata=about(
             float,
             "Skip steps while a token's prediction changes less than this between two denoising "
-            "steps; by default 0, which skips none, and with --strategy adaptive 0.05 (MAR, "
-            "Harmon) or 0.01 (FlowAR, xAR).",
+            "steps; by default 0, which skips none, and with --strategy adaptive 0.05, for FlowAR "
+            "0.01.",
             limits=Limits(0, 10),
         ),
     )

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from demo import models_page
+from demo.observe import RESULTS
 
 
 def signal(first: float, last: float) -> dict[str, list[float]]:
@@ -91,3 +92,19 @@ def test_nothing_was_observed(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "python -m demo.observe" in result.output
     assert result.output.count("\n") == 1
+
+
+def test_the_page_shows_the_records_of_tolerances() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "demo-models.md").read_text().split())
+    record = {
+        (family, row["schedule"].rpartition(":")[2]): f"{row['frechet_distance']:.2f}"
+        for family in ("flowar", "xar")
+        for row in json.loads((RESULTS.parent / "tolerances" / f"{family}.json").read_text())[
+            "rows"
+        ]
+    }
+    flowar = [record["flowar", steps] for steps in ("15", "15 0.01", "15 0.02")]
+    xar = [record["xar", steps] for steps in ("15", "15 0.02", "15 0.05")]
+    words = "is {} with linear steps, {} with a tolerance of 0.01, and {} with 0.02."
+    assert words.format(*flowar) in text
+    assert "is {} with linear steps, {} with 0.02, and {} with 0.05.".format(*xar) in text

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from .sampled import Sampled, count_cost, like_columns
 @dataclass(frozen=True, kw_only=True)
 class FlowAROptions(FlowOptions):
     """Sampling options of FlowAR."""
+
+    ADAPTIVE_TOLERANCE: ClassVar[float] = 0.01
 
     guidance_interval: float = field(
         default=1.0,

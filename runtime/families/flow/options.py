@@ -1,7 +1,6 @@
 """Sampling options of the families that follow a flow."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..options import SamplingOptions
 
@@ -11,11 +10,8 @@ class FlowOptions(SamplingOptions):
     """Sampling options of the flow-matching families.
 
     The guidance scale is that of the last AR iteration. It grows linearly from 1, which is no
-    guidance, in the first one; a scale of 1 or less turns guidance off. The default tolerance of
-    adaptive steps is smaller than that of diffusion: on the demo's FlowAR 0.05 costs quality.
+    guidance, in the first one; a scale of 1 or less turns guidance off.
     """
-
-    ADAPTIVE_TOLERANCE: ClassVar[float] = 0.01
 
     @property
     def guided(self) -> bool:

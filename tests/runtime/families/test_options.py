@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disa.errors import DisaError, InvalidRequest
-from disa.runtime.families.flow.options import FlowOptions
 from disa.runtime.families.masked.partition import prediction_counts
 from disa.runtime.families.options import (
     Limits,
@@ -113,10 +112,12 @@ def test_later_layers_win() -> None:
     assert mar.of("mar", TOKENS, {"strategy": "adaptive"}, {"tolerance": 0}).tolerance == 0
 
 
-@pytest.mark.parametrize("family", ["flowar", "xar"])
-def test_adaptive_steps_of_flows_skip_less_by_default(family: str) -> None:
-    options = OPTIONS[family](strategy="adaptive")
-    assert options.tolerance == FlowOptions.ADAPTIVE_TOLERANCE < 0.05
+@pytest.mark.parametrize(
+    ("family", "tolerance"), [("mar", 0.05), ("harmon", 0.05), ("flowar", 0.01), ("xar", 0.05)]
+)
+def test_the_default_tolerance_of_adaptive_steps(family: str, tolerance: float) -> None:
+    assert OPTIONS[family](strategy="adaptive").tolerance == tolerance
+    assert OPTIONS[family]().tolerance == 0
 
 
 def test_a_schedule_may_say_the_iterations() -> None:
