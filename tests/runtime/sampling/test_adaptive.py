@@ -199,7 +199,7 @@ def test_images_of_flow_families_leave_alone(
 
 def test_flow_options_know_adaptive(golden_plan: ExportGolden) -> None:
     pipe = Pipeline.from_plan(golden_plan("flowar_s"), "cpu")
-    assert pipe.options(strategy="adaptive").tolerance == 0.05
+    assert pipe.options(strategy="adaptive").tolerance == 0.01
     assert pipe.options().tolerance == 0
     with pytest.raises(DisaError, match="0 to 10"):
         pipe.options(tolerance=11)
