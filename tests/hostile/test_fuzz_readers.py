@@ -41,7 +41,9 @@ RECORD = json.dumps(
             | {"seconds_an_image": {"median": 1.25}}
         ],
         "machine": {"processor": "x"},
-        "plan": {"name": "mar_b"},
+        "plan": {"name": "mar_b", "precision": "fp32"},
+        "threads": 2,
+        "engines": {"cpu": {"runs": "ONNX Runtime"}},
     }
 ).encode()
 
