@@ -30,7 +30,7 @@ from .measurement.dependence import measure_dependence
 from .measurement.error_propagation import measure_carry
 from .measurement.measure import Measurement, measure
 from .measurement.record import as_written, measurement_content
-from .measurement.refresh import check_remembers, measure_refresh
+from .measurement.refresh import check_cached_backbone, measure_refresh
 from .measurement.tradeoff import Tradeoff
 
 IMAGES = 128
@@ -112,7 +112,7 @@ def calibrate(
     check_limits(target, refresh)
     check_measurement(precision, reference_steps, seed, batch_size, sampling)
     if refresh is not None:
-        check_remembers(pipe)
+        check_cached_backbone(pipe)
     conditions = checked_conditions(pipe, conditions)
     baseline = baseline_schedule(pipe.plan, sampling)
     options = baseline_options(pipe, baseline, sampling)

@@ -163,13 +163,21 @@ def conditions(pipe: Pipeline, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
     return {"class_labels": [int(label) for label in labels]}
 
 
+def without_folder(schedule: str) -> str:
+    """A schedule with the name of its file, if it has one, instead of the path."""
+    kind, *rest = schedule.split()
+    if kind == "fitted":
+        rest[0] = Path(rest[0]).name
+    return " ".join([kind, *rest])
+
+
 def row_of(run: ScheduleRun, score: Quality, baseline: ScheduleRun | None) -> dict[str, Any]:
     """The cost and the quality of a run, as JSON; the speed-up is relative to the baseline."""
     seconds = run.stats.seconds
     calls = run.stats.head_calls / len(run.images)
     row = {
         "plan": run.plan.name,
-        "schedule": run.schedule,
+        "schedule": without_folder(run.schedule),
         "refresh": run.refresh,
         "head_calls": round(calls),
         "head_rows_per_image": run.stats.head_rows / run.stats.images,

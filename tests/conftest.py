@@ -151,10 +151,10 @@ def with_tokenizer(source: Path, path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def remembering_plans(
+def cached_backbone_plans(
     golden_plan: ExportGolden, tmp_path_factory: pytest.TempPathFactory
 ) -> ExportGolden:
-    """`remembering_plans("mar")` is a golden plan with the graphs of a cached backbone."""
+    """`cached_backbone_plans("mar")` is a golden plan with the graphs of a cached backbone."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -169,9 +169,11 @@ def remembering_plans(
 
 
 @pytest.fixture(scope="session", params=["mar", "harmon"])
-def remembering_plan(request: pytest.FixtureRequest, remembering_plans: ExportGolden) -> Path:
+def cached_backbone_plan(
+    request: pytest.FixtureRequest, cached_backbone_plans: ExportGolden
+) -> Path:
     """Such a plan, one of each family."""
-    return remembering_plans(request.param)
+    return cached_backbone_plans(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def measure_refresh(
     Raises:
         DisaError: the plan has no such backbone, or samples are not finite.
     """
-    family = check_remembers(pipe)
+    family = check_cached_backbone(pipe)
     schedule = FittedSchedule((STEPS,) * len(tokens), tokens=tuple(tokens))
     steady = replace(
         options, schedule=schedule, num_iterations=len(tokens), tolerance=0.0, refresh=None
@@ -115,11 +115,11 @@ def measure_refresh(
     )
 
 
-def check_remembers(pipe: Pipeline) -> Any:
+def check_cached_backbone(pipe: Pipeline) -> Any:
     """The family of a plan with a cached backbone.
 
     Raises:
-        DisaError: the plan's backbone does not.
+        DisaError: the plan has none.
     """
     family = pipe.family
     if not isinstance(family, MaskedFamily) or "reuse" not in pipe.plan.manifest.graphs:

@@ -121,3 +121,12 @@ def test_full_passes_of_a_cached_backbone() -> None:
     score = Quality(0.5, 1.0)
     text = evaluate.table([evaluate.row_of(run, score, None)], score, False)
     assert "| linear 50:5, refresh 4:4 |" in text
+
+
+def test_a_record_has_no_path_of_the_machine() -> None:
+    assert (
+        evaluate.without_folder("fitted /a/b/c.json order=random") == "fitted c.json order=random"
+    )
+    assert evaluate.without_folder("linear 50:5") == "linear 50:5"
+    for path in (Path(evaluate.__file__).parent / "results").rglob("*.json"):
+        assert '"fitted /' not in path.read_text(), path

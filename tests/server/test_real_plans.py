@@ -65,9 +65,9 @@ def test_mixed_images_that_join_late_are_those_of_the_pipeline(
     check_company(Pipeline.from_plan(plan, "cpu"), [{**SMALL[name], **o} for o in MIXED[name]])
 
 
-def test_mixed_images_of_a_backbone_that_remembers(remembering_plan: Path) -> None:
+def test_mixed_images_of_a_cached_backbone(cached_backbone_plan: Path) -> None:
     """With and without a memory, and with different full passes, in one batch."""
-    pipe = Pipeline.from_plan(remembering_plan, "cpu")
+    pipe = Pipeline.from_plan(cached_backbone_plan, "cpu")
     common = {"num_iterations": 7, "steps": "4:2"}
     each: list[dict[str, Any]] = [
         {"refresh": "3:2"},

@@ -23,7 +23,7 @@ from ..calibration.calibrate import (
 )
 from ..calibration.measurement.measure import Measurement
 from ..calibration.measurement.record import read_measurement
-from ..calibration.measurement.refresh import check_remembers
+from ..calibration.measurement.refresh import check_cached_backbone
 from ..checked_json import any_object
 from ..engines.open import ENGINES
 from ..engines.plan.plan import Plan
@@ -228,7 +228,7 @@ def main(
             baseline_schedule(pipe.plan, sampling)
             check_fit(fit, match, cost, pipe.plan)
             if refresh is not None:
-                check_remembers(pipe)
+                check_cached_backbone(pipe)
             pipe.options(**sampling)
             conditions = choose_conditions(pipe, num, prompts, prompt_file)
             prepare(path)

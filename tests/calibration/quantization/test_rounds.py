@@ -110,13 +110,13 @@ MADE = [("mar", Format.INT8), ("mar", Format.FP8), ("harmon", Format.INT8)]
 @pytest.fixture(scope="module", params=MADE, ids="-".join)
 def pair(
     request: pytest.FixtureRequest,
-    remembering_plans: ExportGolden,
+    cached_backbone_plans: ExportGolden,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Quantized]:
     """A plan and what became of it."""
     name, form = request.param
     path = tmp_path_factory.mktemp("quantised") / f"{name}.plan"
-    source = remembering_plans(name)
+    source = cached_backbone_plans(name)
     prompts = PROMPTS if name == "harmon" else ()
     return source, quantize(source, path, replace(QUICK, form=form, prompts=prompts))
 

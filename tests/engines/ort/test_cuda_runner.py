@@ -106,7 +106,7 @@ def test_recorded_runs(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_backbone_that_remembers(golden_plan: Callable[..., Path]) -> None:
+def test_a_cached_backbone(golden_plan: Callable[..., Path]) -> None:
     plan = Plan.open(golden_plan("mar", cached_backbone=True))
     sessions = {graph: OnnxRuntimeSession(plan, graph, "device") for graph in plan.manifest.graphs}
     options: Any = {"num_iterations": 8, "steps": "4:2", "guidance_scale": 2.5, "refresh": "3:2"}

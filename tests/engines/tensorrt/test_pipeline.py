@@ -116,10 +116,10 @@ def test_adaptive_steps_are_those_of_the_host(
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("batch", [Range(1, 2, 8), Range(1, 1, 1)])
-def test_a_backbone_that_remembers(
-    remembering_plan: Path, backend: str, batch: Range, tmp_path: Path
+def test_a_cached_backbone(
+    cached_backbone_plan: Path, backend: str, batch: Range, tmp_path: Path
 ) -> None:
-    path = Path(shutil.copy(remembering_plan, tmp_path / "p.plan"))
+    path = Path(shutil.copy(cached_backbone_plan, tmp_path / "p.plan"))
     host = Pipeline.from_plan(path, "cpu")
     device = open_pipeline(with_fake_engines(path, backend, batch), backend, FakeDevice())
     given: dict[str, Any] = {"class_labels": [1, 2, 3]}

@@ -75,7 +75,7 @@ def test_the_demo_model(
     check_plan(demo_plan(precision), tmp_path / "with.plan", monkeypatch)
 
 
-def test_a_backbone_that_remembers(
+def test_a_cached_backbone(
     golden_plan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = golden_plan("mar", cached_backbone=True)

@@ -20,8 +20,8 @@ QUICK: dict[str, Any] = {"num_iterations": 10, "steps": "4:2", "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def pipe(remembering_plan: Path) -> Pipeline:
-    return Pipeline.from_plan(remembering_plan, "cpu")
+def pipe(cached_backbone_plan: Path) -> Pipeline:
+    return Pipeline.from_plan(cached_backbone_plan, "cpu")
 
 
 def generate(pipe: Pipeline, images: int, **options: Any) -> Any:
