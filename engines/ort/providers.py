@@ -132,8 +132,8 @@ def check_provider(provider: Provider, session: Any) -> str:
     if session.get_providers()[0] != provider.name:
         raise DisaError(
             f"ONNX Runtime cannot use {provider.name} here and would run on "
-            f"{session.get_providers()[0]} instead: check the driver and the CUDA libraries, "
-            "or use --engine cpu"
+            f"{session.get_providers()[0]} instead: check the driver and the CUDA libraries "
+            "(pip install 'disa[gpu]' installs those of CUDA 13), or use --engine cpu"
         )
     if provider.name == CPU:
         return ""
