@@ -111,7 +111,7 @@ def schedule_table(content: Observations | None) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {kind_of(row['schedule'])} {short_name(row['schedule'])} "
+        f"| {name_of(row['schedule'])} "
         f"| {row['images']:,} | {row['head_rows_per_image']:,.0f} | {cpu_seconds(row)} "
         f"| {row['accuracy']:.1%} "
         f"| {row['frechet_distance']:.2f} |"
@@ -127,9 +127,10 @@ def cpu_seconds(row: Observations) -> str:
     return f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
 
 
-def short_name(schedule: str) -> str:
-    """The text of a schedule without its kind, and without the path if it is fitted."""
-    return "" if kind_of(schedule) == "fitted" else label_of(schedule)
+def name_of(schedule: str) -> str:
+    """The kind of a schedule and its steps, without the path of a fitted one."""
+    kind = kind_of(schedule)
+    return kind if kind == "fitted" else f"{kind} {label_of(schedule)}"
 
 
 def precision_table(observed: Mapping[str, Observations]) -> str:
