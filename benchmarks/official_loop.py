@@ -106,7 +106,7 @@ def main(
     state = random_state(config)
     torch.set_num_threads(threads or physical_cores())
     pipes = open_plans(plans or (random_plan(shapes),), engines.split(","), threads)
-    if refresh and not any(map(remembers, pipes.values())):
+    if refresh and not any(map(has_cached_backbone, pipes.values())):
         raise InvalidRequest(
             "--refresh: no plan has a cached backbone: make one with "
             "python -m benchmarks.random_plan mar_b --cached-backbone -o mar_b.plan"
@@ -125,7 +125,7 @@ def main(
             Plans(name, each, options, conditions, full_passes)
             for full_passes in dict.fromkeys((None, refresh))
             for name, each in pipes.items()
-            if full_passes is None or remembers(each)
+            if full_passes is None or has_cached_backbone(each)
         ]
         question = {
             "contenders": [contender.name for contender in contenders],
@@ -154,7 +154,7 @@ def main(
     click.echo(summary(record))
 
 
-def remembers(pipe: Pipeline) -> bool:
+def has_cached_backbone(pipe: Pipeline) -> bool:
     """Whether a plan has a cached backbone."""
     return bool(pipe.plan.manifest.with_role(Role.REUSE))
 

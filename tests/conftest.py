@@ -50,7 +50,7 @@ def cached_plan(
     cached_backbone: bool = False,
 ) -> Path:
     """Export a checkpoint, or take the plan that an earlier test of the same code made."""
-    name = f"{name}-remembering" if cached_backbone else name
+    name = f"{name}-cached-backbone" if cached_backbone else name
     inputs = [path for path in (checkpoint, config, vae) if path]
     CACHE.mkdir(parents=True, exist_ok=True)
     plan = CACHE / _fingerprint(*inputs) / f"{name}-{precision}.plan"
@@ -111,7 +111,7 @@ def pixel_plan(pixel_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def remembering_pixels(pixel_checkpoint: Path) -> Path:
+def cached_backbone_pixels(pixel_checkpoint: Path) -> Path:
     """The plan of `pixel_checkpoint` with a cached backbone."""
     return cached_plan(pixel_checkpoint, "pixels", cached_backbone=True)
 
@@ -161,7 +161,9 @@ def cached_backbone_plans(
         if name not in made:
             path = golden_plan(name, cached_backbone=True)
             if name == "harmon":
-                path = with_tokenizer(path, tmp_path_factory.mktemp("remembering") / "harmon.plan")
+                path = with_tokenizer(
+                    path, tmp_path_factory.mktemp("cached-backbone") / "harmon.plan"
+                )
             made[name] = path
         return made[name]
 

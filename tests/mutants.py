@@ -5,25 +5,25 @@
 Mutants are a random sample, equal parts of each room in `ROOMS`, made in a copy of the tree. Each
 is tried by the test file that mirrors its module, then by the tests beside it, by all others of the
 room and by those in `ALSO`, until one fails. mutmut 3 does not see a package whose sub-packages lie
-elsewhere (`package-dir`), and neither it nor cosmic-ray takes a sample, which is what makes hours
-of minutes; hence this driver. Torch and ONNX Runtime are imported once, and each mutant is tried in
-a fork. Test files are run once as they are when they are first needed: that exports the golden
-plans into `.cache`, and tells how long they take. With the plans the recorded runs of the four
-families take a second or two, and a killed mutant a few seconds. A room takes some minutes for 50
-mutants; one that survives takes as long as the room's tests, a minute in `runtime/families`. The
-order is random too: what an interrupted run has tried is a sample as well.
+elsewhere (`package-dir`), and neither it nor cosmic-ray takes a sample, without which a run takes
+days. Torch and ONNX Runtime are imported once, and each mutant is tried in a fork. Test files are
+run without a mutant when they are first needed: that exports the golden plans into `.cache`, and
+measures how long the tests take. With these plans the recorded runs of the four families take a
+second or two, and a killed mutant a few seconds. A mutant that survives takes as long as the room's
+tests, a minute in `runtime/families`. The order is random, so what an interrupted run has tried is
+a sample too, and `--skip` continues it.
 
 Survivors that were read and left, by kind:
 
-- limits that are only passed by far: `MAX_BYTES`, `_MAX_...`, `LARGEST`, `_CHUNK`, `CHUNK`. Tests
-  put other limits in their place and reach those;
+- limits that no file or request comes near: `MAX_BYTES`, `_MAX_...`, `LARGEST`, `_CHUNK`, `CHUNK`.
+  Tests replace them by small ones, and reach those;
 - defaults that every caller overrides: `Member.cohort` and `column`, `MaskedSample.order` and
-  `remembered`;
-- what means the same: -2 for -1 in a reshape, -2 for -1 as the largest id of no tokens, the second
-  in which a zip file's time begins (it counts in twos), the checksum of a member before its data is
-  written (it is patched after that), a scale of exactly 1 in the key of FlowAR's step plans, 20
-  digits instead of 19 in an ONNX file (no file is so long), and `position + size > len(directory)`
-  in the archive, where equality cannot be because a member has a name;
+  `cached`;
+- what means the same: the second in which a zip file's time begins (it counts in twos), the
+  checksum of a member before its data is written (it is patched after that), a scale of exactly 1
+  in the key of FlowAR's step plans, 20 digits instead of 19 in an ONNX file (no file is so long),
+  and `position + size > len(directory)` in the archive, where equality cannot be because a member
+  has a name;
 - what cannot be: pixels without a size (`StoredImage.pixels`, `or 0`).
 
 What is mutated: comparisons, arithmetic, `and`/`or`, `not`, whole numbers, True and False, and the
@@ -131,7 +131,7 @@ def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
                 continue
             if isinstance(child, ast.expr):
                 yield child
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not _is_negative(child):
                 yield from _expressions(child)
 
 
@@ -148,12 +148,22 @@ def _changes(node: ast.expr) -> Iterator[ast.expr]:
             yield ast.BoolOp(other, values)
         case ast.UnaryOp(ast.Not(), operand):
             yield operand
+        case ast.UnaryOp(ast.USub(), ast.Constant(int(value))):
+            # Not -2 for -1, which mean the same in a reshape.
+            yield ast.Constant(1 - value)
         case ast.IfExp(test, body, otherwise):
             yield ast.IfExp(ast.UnaryOp(ast.Not(), test), body, otherwise)
         case ast.Constant(bool(value)):
             yield ast.Constant(not value)
         case ast.Constant(int(value)):
             yield ast.Constant(value + 1)
+
+
+def _is_negative(node: ast.AST) -> bool:
+    match node:
+        case ast.UnaryOp(ast.USub(), ast.Constant(int())):
+            return True
+    return False
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -151,16 +151,16 @@ class Plans:
     ) -> None:
         self.name = f"{name} refresh {refresh}" if refresh else name
         self.full_passes = parse_refresh(refresh) if refresh else ALL_FULL
-        self._remembers = refresh is not None
+        self._cached_backbone = refresh is not None
         self._pipe, self._options, self._conditions = pipe, options, conditions
 
     def prepare(self, state: State) -> None:
         """Nothing: what an engine does for new shapes, it does in every image."""
 
     def run(self, state: State) -> Lap:
-        always = "1:0" if self._remembers else None
+        always = "1:0" if self._cached_backbone else None
         full = self._step(self._samples(state, always, state.index), state)
-        if not self._remembers or state.index == 0:
+        if not self._cached_backbone or state.index == 0:
             return full
         before = state.index - 1
         samples = self._samples(state, str(before), before)

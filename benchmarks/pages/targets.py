@@ -12,11 +12,11 @@ Record = Mapping[str, Any]
 USUAL_ITERATIONS, DEFAULT_ITERATIONS = 64, 256
 WEIGHTS_TARGET, LOAD_TARGET = 1.3, 1.0
 """Peak memory in sizes of the plan, and seconds to load it."""
-REMEMBERS = " with a cached backbone"
+CACHED = " with a cached backbone"
 MAR_TARGETS = (
     *(("bf16", "", 1, 1.6), ("bf16", "", 8, 1.5)),
-    *(("bf16", REMEMBERS, 1, 4.5), ("bf16", REMEMBERS, 8, 4.0)),
-    *(("int8", REMEMBERS, 1, 7.0), ("int8", REMEMBERS, 8, 6.0)),
+    *(("bf16", CACHED, 1, 4.5), ("bf16", CACHED, 8, 4.0)),
+    *(("int8", CACHED, 1, 7.0), ("int8", CACHED, 8, 6.0)),
 )
 """Precision, whether the backbone is cached, batch size, and how many times as fast as the
 original under bf16 autocast."""
@@ -29,10 +29,10 @@ def targets(races: Sequence[Record], bench: Record) -> list[list[str]]:
     """Each target, what was measured, and whether it is met."""
     mar = [record for record in races if record["shapes"] in SIZES]
     rows = []
-    for precision, remembers, batch, factor in MAR_TARGETS:
+    for precision, cached, batch, factor in MAR_TARGETS:
         usual = [r for r in mar if (r["iterations"], r["batch_size"]) == (USUAL_ITERATIONS, batch)]
-        what = f"MAR, {precision}{remembers}, batch {batch}: {factor:g} times as fast as {BF16}"
-        ratios = (official(r, BF16) / fastest(r, precision, remembers) for r in usual)
+        what = f"MAR, {precision}{cached}, batch {batch}: {factor:g} times as fast as {BF16}"
+        ratios = (official(r, BF16) / fastest(r, precision, cached) for r in usual)
         rows.append(_target(what, ratios, factor))
     rows.append(against_default(mar))
     for shapes in OTHER_SHAPES:
@@ -44,13 +44,13 @@ def against_default(races: Sequence[Record]) -> list[str]:
     """Everything approximate together, against what the original does by default."""
     short = [record for record in races if record["iterations"] < USUAL_ITERATIONS]
     ratios = (
-        official(default, FP32) / fastest(record, "int8", REMEMBERS)
+        official(default, FP32) / fastest(record, "int8", CACHED)
         for default in races
         if default["iterations"] == DEFAULT_ITERATIONS
         for record in short
     )
     what = (
-        f"MAR, int8{REMEMBERS}, fewer AR iterations: {DEFAULT_TARGET:g} times as fast as the "
+        f"MAR, int8{CACHED}, fewer AR iterations: {DEFAULT_TARGET:g} times as fast as the "
         "original's default (256 iterations, 100 steps, fp32)"
     )
     return _target(what, ratios, DEFAULT_TARGET)
@@ -92,9 +92,9 @@ def official(record: Record, way: str) -> float:
     return seconds
 
 
-def fastest(record: Record, precision: str = "", remembers: str = "") -> float:
+def fastest(record: Record, precision: str = "", cached: str = "") -> float:
     """Seconds an image of the fastest plan in a precision (fp32 by default)."""
-    words = f"disa [^ ]+{f' {precision}' if precision else ''}{' refresh .+' if remembers else ''}"
+    words = f"disa [^ ]+{f' {precision}' if precision else ''}{' refresh .+' if cached else ''}"
     return min(
         float(result["seconds_an_image"])
         for name, result in record["contenders"].items()

@@ -75,11 +75,11 @@ def rounds_of(graphs: Mapping[str, GraphInfo], options: Any, iterations: int) ->
         if isinstance(schedule, FittedSchedule):
             schedule = replace(schedule, refresh=None)
         plain = replace(plain, schedule=schedule, refresh=None)
-    remembering = {name for name, info in graphs.items() if info.traits.role in ON_DEMAND}
-    rounds = [Round(plain, frozenset(graphs.keys() - remembering))]
-    if remembering:
+    on_demand = {name for name, info in graphs.items() if info.traits.role in ON_DEMAND}
+    rounds = [Round(plain, frozenset(graphs.keys() - on_demand))]
+    if on_demand:
         refresh = _with_both_passes(options.refresh, iterations)
-        rounds.append(Round(replace(plain, refresh=refresh), frozenset(remembering)))
+        rounds.append(Round(replace(plain, refresh=refresh), frozenset(on_demand)))
     return rounds
 
 

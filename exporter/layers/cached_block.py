@@ -36,24 +36,24 @@ def attend(block: Block, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -
 
 
 def run_all(
-    blocks: Iterable[Block], x: Tensor, remembered: int, last_from: int = 0
+    blocks: Iterable[Block], x: Tensor, cached: int, last_from: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Run the blocks on all tokens, and fill the cache.
 
     Args:
         x: [rows, tokens, width].
-        remembered: number of leading rows whose keys and values are cached.
+        cached: number of leading rows whose keys and values are cached.
         last_from: first token for which the last block's result is needed.
 
     Returns:
         The result, [rows, tokens - last_from, width], and the cache in fp32,
-        [tokens, layers, 2, remembered, heads, head_dim].
+        [tokens, layers, 2, cached, heads, head_dim].
     """
     blocks = list(blocks)
     layers = []
     for index, block in enumerate(blocks):
         query, key, value = project(block, x)
-        layers.append(torch.stack([key[:, :remembered], value[:, :remembered]], dim=1))
+        layers.append(torch.stack([key[:, :cached], value[:, :cached]], dim=1))
         if index == len(blocks) - 1 and last_from:
             x, query = x[:, last_from:], query[last_from:]
         x = attend(block, x, query, key, value)

@@ -84,11 +84,11 @@ def test_the_rate_is_that_of_the_engine_and_precision_that_run(
 
 @pytest.mark.parametrize("options", [{"tolerance": 0.05}, {"refresh": "2:1"}])
 def test_the_floor_of_approximations_is_not_known(
-    options: dict[str, Any], remembering_pixels: Path
+    options: dict[str, Any], cached_backbone_pixels: Path
 ) -> None:
     """They leave out work that the formula counts."""
     exact: dict[str, Any] = {"num_iterations": 3, "steps": "9:9"}
-    with Worker(remembering_pixels, "cpu", 1) as worker:
+    with Worker(cached_backbone_pixels, "cpu", 1) as worker:
         assert worker.describe(Variant("cpu", 1, exact))["work"] is not None
         assert worker.describe(Variant("cpu", 1, exact | options))["work"] is None
 

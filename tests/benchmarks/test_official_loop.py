@@ -35,9 +35,9 @@ def race(monkeypatch: pytest.MonkeyPatch, pixel_checkpoint: Path, tmp_path: Path
 
 
 def test_a_plan_is_raced_with_and_without_a_cache(
-    race: Race, remembering_pixels: Path, tmp_path: Path
+    race: Race, cached_backbone_pixels: Path, tmp_path: Path
 ) -> None:
-    options = ["--plan", str(remembering_pixels), "--iterations", "5", "--steps", "3:2"]
+    options = ["--plan", str(cached_backbone_pixels), "--iterations", "5", "--steps", "3:2"]
     options += ["--every", "3", "--no-compiled", "--refresh", "2:1"]
     result = race(*options)
     assert result.exit_code == 0, result.output
@@ -45,7 +45,7 @@ def test_a_plan_is_raced_with_and_without_a_cache(
     record = json.loads((tmp_path / "race.json").read_text())
     assert record["measured"] == [0, 3, 4]
     assert record["command"] == (
-        f"python -m benchmarks.official_loop --shapes mar_b --plan {remembering_pixels.name} "
+        f"python -m benchmarks.official_loop --shapes mar_b --plan {cached_backbone_pixels.name} "
         "--no-compiled --refresh 2:1 --iterations 5 --steps 3:2 --threads 1 --every 3"
     )
     contenders = record["contenders"]

@@ -199,10 +199,10 @@ def test_unusable_measurements(
 
 
 @pytest.fixture(scope="module")
-def iterations(remembering_pixels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def iterations(cached_backbone_pixels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fitted") / "iterations.json"
     fitting = ["--fit", "iterations", "--refresh", "100", "--plot", "-o", str(path)]
-    result = CliRunner().invoke(main, [str(remembering_pixels), *QUICK, *fitting])
+    result = CliRunner().invoke(main, [str(cached_backbone_pixels), *QUICK, *fitting])
     assert result.exit_code == 0, result.output
     for words in ("of the backbone", "tokens predicted at once", "full passes", "chosen: 0"):
         assert words in result.output
@@ -223,14 +223,14 @@ def test_iterations_and_full_passes(iterations: Path) -> None:
 
 
 def test_a_schedule_of_iterations_is_taken_by_run(
-    iterations: Path, remembering_pixels: Path, pixel_plan: Path, tmp_path: Path
+    iterations: Path, cached_backbone_pixels: Path, pixel_plan: Path, tmp_path: Path
 ) -> None:
     found = read_schedule(iterations)
     schedule = FittedSchedule(found.counts, found.tokens, (0,))
     path = tmp_path / "with_passes.json"
     path.write_text(json.dumps(schedule_content(schedule)))
     common = ["--num", "2", "--engine", "cpu", "--schedule", str(path)]
-    command = [str(remembering_pixels), *common, "-o", str(tmp_path / "run"), "--json"]
+    command = [str(cached_backbone_pixels), *common, "-o", str(tmp_path / "run"), "--json"]
     result = CliRunner().invoke(run, command)
     assert result.exit_code == 0, result.output
     request = json.loads(result.stdout)["request"]
@@ -247,7 +247,7 @@ def test_a_schedule_of_iterations_is_taken_by_run(
 
 
 def test_a_plan_can_have_iterations_as_its_default(
-    iterations: Path, remembering_pixels: Path, pixel_checkpoint: Path, tmp_path: Path
+    iterations: Path, cached_backbone_pixels: Path, pixel_checkpoint: Path, tmp_path: Path
 ) -> None:
     found = read_schedule(iterations)
     schedule = FittedSchedule(found.counts, found.tokens, (0,))
@@ -256,7 +256,7 @@ def test_a_plan_can_have_iterations_as_its_default(
     defaults = defaults_of({"schedule": path})
     with pytest.raises(DisaError, match="add --cached-backbone"):
         export(pixel_checkpoint, tmp_path / "a.plan", defaults=defaults, check=False)
-    with Pipeline.from_plan(remembering_pixels, "cpu") as pipe:
+    with Pipeline.from_plan(cached_backbone_pixels, "cpu") as pipe:
         manifest = pipe.plan.manifest
         content = checked_defaults("mar", pipe.family.token_sizes, manifest.defaults, defaults)
         assert content["num_iterations"] == len(schedule.counts)
@@ -270,10 +270,10 @@ def test_a_plan_can_have_iterations_as_its_default(
 
 
 def test_iterations_fitted_again(
-    iterations: Path, remembering_pixels: Path, tmp_path: Path
+    iterations: Path, cached_backbone_pixels: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "again.json"
-    again = [str(remembering_pixels), "--measured", str(iterations), "-o", str(path)]
+    again = [str(cached_backbone_pixels), "--measured", str(iterations), "-o", str(path)]
     result = CliRunner().invoke(main, [*again, "--fit", "iterations", "--refresh", "1e-9"])
     assert result.exit_code == 0, result.output
     first, second = json.loads(iterations.read_text()), json.loads(path.read_text())
@@ -299,14 +299,18 @@ def test_iterations_fitted_again(
     ],
 )
 def test_unusable_measurements_of_iterations(
-    change: dict[str, Any], words: str, iterations: Path, remembering_pixels: Path, tmp_path: Path
+    change: dict[str, Any],
+    words: str,
+    iterations: Path,
+    cached_backbone_pixels: Path,
+    tmp_path: Path,
 ) -> None:
     content = json.loads(iterations.read_text())
     for name, value in change.items():
         content[name] = {**content[name], **value} if isinstance(value, dict) else value
     broken, path = tmp_path / "broken.json", tmp_path / "again.json"
     broken.write_text(json.dumps(content))
-    command = [str(remembering_pixels), "--measured", str(broken), "--fit", "iterations"]
+    command = [str(cached_backbone_pixels), "--measured", str(broken), "--fit", "iterations"]
     result = CliRunner().invoke(main, [*command, "-o", str(path)])
     assert result.exit_code == 1
     assert words in result.output

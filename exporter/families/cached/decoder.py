@@ -47,7 +47,7 @@ class CachedDecoder(nn.Module):
         guidance: int,
         known: Tensor,
         predicted: Tensor,
-        remembered: int,
+        cached: int,
         cache: Tensor,
         difference: Tensor,
         decoder_position: Tensor,
@@ -59,7 +59,7 @@ class CachedDecoder(nn.Module):
             encoded: buffer and new tokens, [batch, buffer + new, width].
             known: grid positions of the new tokens, [new, batch].
             predicted: positions predicted now, [predicted, batch].
-            remembered: known tokens at the last pass.
+            cached: known tokens at the last pass.
             cache: of all tokens in generation order, as `fill` gives it.
             difference: of the predicted tokens, [predicted, batch, width].
 
@@ -69,10 +69,10 @@ class CachedDecoder(nn.Module):
         """
         decode, skip = self.decode, self.decode.buffer_size
         new, count = known.shape[0], predicted.shape[0]
-        behind = skip + remembered + new + count
+        behind = skip + cached + new + count
 
         def merge(fresh: Tensor, layer: int) -> Tensor:
-            old = cache[skip : skip + remembered, layer].to(fresh.dtype)
+            old = cache[skip : skip + cached, layer].to(fresh.dtype)
             rest = cache[behind:, layer].to(fresh.dtype)
             return torch.cat([fresh[:skip], old, fresh[skip:], rest])
 

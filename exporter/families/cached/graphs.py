@@ -63,8 +63,8 @@ def reuse_graph(
         sizes, checks: see `Graph`; from `with_cache_sizes`.
     """
     same = {name: s for name, s in plain.inputs.items() if name not in ("tokens", "positions")}
-    remembered: dict[str, Shape] = {f"{name}_cache": shape for name, shape in caches.items()}
-    remembered["difference"] = ("predicted", "batch", width)
+    cached: dict[str, Shape] = {f"{name}_cache": shape for name, shape in caches.items()}
+    cached["difference"] = ("predicted", "batch", width)
 
     def example(sizes: Mapping[str, int]) -> Arrays:
         visible, new = sizes["visible"], sizes["new"]
@@ -78,7 +78,7 @@ def reuse_graph(
             **{name: arrays[name] for name in same},
             **{
                 name: rng.standard_normal(concrete(shape, sizes), np.float32)
-                for name, shape in remembered.items()
+                for name, shape in cached.items()
             },
         }
 
@@ -89,7 +89,7 @@ def reuse_graph(
             "tokens": ("new", *plain.inputs["tokens"][1:]),
             "known": (known, "batch"),
             **same,
-            **remembered,
+            **cached,
         },
         outputs={**plain.outputs, **{f"new_{name}": shape for name, shape in now.items()}},
         example=example,

@@ -118,8 +118,8 @@ class Reuse(nn.Module):
                 [buffer + new + predicted, ...].
         """
         backbone, skip = self.backbone, self.backbone.buffer_size
-        remembered = encoder_cache.shape[0] - skip
-        place = known[remembered:]
+        cached = encoder_cache.shape[0] - skip
+        place = known[cached:]
 
         def encoder_keys(fresh: Tensor, layer: int) -> Tensor:
             old = encoder_cache[skip:, layer].to(fresh.dtype)
@@ -135,7 +135,7 @@ class Reuse(nn.Module):
         rows = prompt_index[0]
         length = prompt_length[rows].float()[:, None]
         rank, mask = backbone.reading_order(known.transpose(0, 1), 1, length, prompt_key.shape[3])
-        behind = skip + remembered
+        behind = skip + cached
         hidden, new_language = run_cached(
             backbone.language_model,
             backbone.proj_in(encoded),
@@ -151,7 +151,7 @@ class Reuse(nn.Module):
             prompt_index.shape[0],
             place,
             predicted,
-            remembered,
+            cached,
             decoder_cache,
             difference,
             decoder_position,

@@ -26,26 +26,26 @@ def reuse_inputs(group: Group[Any], specs: Iterable[TensorSpec]) -> dict[str, Ar
             its dimension is "visible", otherwise those of the new tokens.
     """
     first, cohort = group.samples[0], group.cohort
-    known, count, remembered = first.known, first.count, first.remembered
+    known, count, cached = first.known, first.count, first.cached
     positions = cohort.arrays["positions"]
     inputs: dict[str, Array] = {
-        "tokens": cohort.arrays["tokens"][remembered:known],
+        "tokens": cohort.arrays["tokens"][cached:known],
         "predicted": positions[known : known + count],
         DIFFERENCE: cohort.arrays[DIFFERENCE][known : known + count],
         **cohort.constants,
     }
     for spec in specs:
         if spec.name == "known":
-            start = 0 if spec.shape[0] == "visible" else remembered
+            start = 0 if spec.shape[0] == "visible" else cached
             inputs["known"] = positions[start:known]
         elif spec.name.endswith(CACHE):
             cache = cohort.arrays[spec.name]
             whole = spec.name == "decoder" + CACHE
-            inputs[spec.name] = cache if whole else cache[: _buffer(group) + remembered]
+            inputs[spec.name] = cache if whole else cache[: _buffer(group) + cached]
     return inputs
 
 
-def remember(group: Group[Any], outputs: Mapping[str, Array], home: Session) -> None:
+def update_caches(group: Group[Any], outputs: Mapping[str, Array], home: Session) -> None:
     """Store the cache outputs of a pass: whole caches after a full one, otherwise new parts.
 
     Args:
@@ -71,11 +71,11 @@ def remember(group: Group[Any], outputs: Mapping[str, Array], home: Session) -> 
         axes = {name: BATCH_AXIS.get(name, BATCH_AXIS[CACHE]) for name in outputs}
         cohort.axes = {**cohort.axes, **axes}
         return
-    skip, remembered = _buffer(group), first.remembered
+    skip, cached = _buffer(group), first.cached
     for name, fresh in outputs.items():
         cache = cohort.arrays[name.removeprefix(NEW) + CACHE]
         cache[:skip] = fresh[:skip]
-        cache[skip + remembered : skip + remembered + len(fresh) - skip] = fresh[skip:]
+        cache[skip + cached : skip + cached + len(fresh) - skip] = fresh[skip:]
 
 
 def _buffer(group: Group[Any]) -> int:

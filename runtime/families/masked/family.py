@@ -27,7 +27,7 @@ from ...stats import Stats
 from ..cohort import Cohort, Group, Member, group_by, seated
 from ..family import BaseFamily, Sessions, StepPlans
 from ..signatures import Signature
-from .caches import remember, reuse_inputs
+from .caches import reuse_inputs, update_caches
 from .options import MaskedOptions
 
 
@@ -39,7 +39,7 @@ class MaskedSample(Member):
         counts: number of tokens that each AR iteration predicts.
         order: grid position of every token in generation order, [L].
         known: number of tokens generated so far.
-        remembered: number of these tokens in the backbone's caches.
+        cached: number of these tokens in the backbone's caches.
         ahead: number of tokens between the known ones and those predicted next; 0 during normal
             generation, see `MaskedFamily.look_ahead`.
     """
@@ -47,7 +47,7 @@ class MaskedSample(Member):
     counts: Sequence[int] = ()
     order: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     known: int = 0
-    remembered: int = 0
+    cached: int = 0
     ahead: int = 0
 
     @property
@@ -139,9 +139,9 @@ class MaskedFamily(BaseFamily[S]):
     def key(self, sample: S) -> Hashable:
         """See `generation.Family`."""
         guided, full = sample.request.options.guided, sample.full_pass
-        remembered = sample.remembered if full is False else 0
+        cached = sample.cached if full is False else 0
         counts = sample.known, sample.ahead, sample.count
-        return self._shape(sample), counts, guided, full, remembered
+        return self._shape(sample), counts, guided, full, cached
 
     @abstractmethod
     def _shape(self, sample: S) -> Hashable:
@@ -173,7 +173,7 @@ class MaskedFamily(BaseFamily[S]):
             target = prediction.group.cohort.arrays["tokens"]
             target[known : known + count] = tokens.reshape(count, -1, self.channels)
             if prediction.caches:
-                remember(prediction.group, prediction.caches, self._home)
+                update_caches(prediction.group, prediction.caches, self._home)
         # Nothing below can fail, so that either all samples advance or none.
         for prediction, _, steps in sampled:
             count = prediction.count
@@ -186,7 +186,7 @@ class MaskedFamily(BaseFamily[S]):
             ):
                 sample.cost.steps.append(most)
                 sample.cost.head_rows += rows
-                sample.remembered = sample.known
+                sample.cached = sample.known
                 sample.known += count
                 sample.iteration += 1
 
@@ -209,7 +209,7 @@ class MaskedFamily(BaseFamily[S]):
                 iterations=1,
                 known=known,
                 ahead=predicted.start - known,
-                remembered=0,
+                cached=0,
             )
             for sample in samples
         ]

@@ -39,8 +39,8 @@ def pipe(pixel_plan: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def cached_pipe(remembering_pixels: Path) -> Pipeline:
-    return Pipeline.from_plan(remembering_pixels, "cpu", threads=1)
+def cached_pipe(cached_backbone_pixels: Path) -> Pipeline:
+    return Pipeline.from_plan(cached_backbone_pixels, "cpu", threads=1)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -100,24 +100,24 @@ def test_cached_passes_count_where_the_pass_is_not_full() -> None:
     assert milliseconds_a_call(result) == "20000 / 1500"
 
 
-def test_a_plan_that_remembers_runs_the_passes_of_the_pipeline(
+def test_a_plan_with_a_cached_backbone_runs_the_passes_of_the_pipeline(
     config: MARConfig, cached_pipe: Pipeline
 ) -> None:
     options = cached_pipe.options(num_iterations=4, steps="4:2")
     assert isinstance(options, MaskedOptions)
     plain = Plans("plan", cached_pipe, options, [0, 1])
-    remembering = Plans("plan", cached_pipe, options, [0, 1], "9:2")
-    assert remembering.name == "plan refresh 9:2"
+    cached = Plans("plan", cached_pipe, options, [0, 1], "9:2")
+    assert cached.name == "plan refresh 9:2"
     known = np.random.default_rng(0).standard_normal(
         (config.tokens, 2, config.channels), np.float32
     )
     noises = [PhiloxNoise(0, image) for image in (0, 1)]
     first = state_of(options, 0, known, noises, config.tokens)
-    lap = remembering.run(first)
+    lap = cached.run(first)
     np.testing.assert_allclose(lap.sampled, plain.run(first).sampled, rtol=1e-4, atol=1e-5)
     assert lap.cached_seconds is None
     later = state_of(options, 2, known, noises, config.tokens)
-    lap = remembering.run(later)
+    lap = cached.run(later)
     assert lap.cached_seconds is not None
     assert min(lap.backbone_seconds, lap.cached_seconds, lap.head_seconds) > 0
     # A cached pass is near a full one, and not equal to it.

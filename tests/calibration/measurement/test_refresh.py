@@ -11,8 +11,8 @@ from disa.runtime.stats import Stats
 
 
 @pytest.fixture(scope="module")
-def pipe(remembering_pixels: Path) -> Pipeline:
-    return Pipeline.from_plan(remembering_pixels, "cpu")
+def pipe(cached_backbone_pixels: Path) -> Pipeline:
+    return Pipeline.from_plan(cached_backbone_pixels, "cpu")
 
 
 OPTIONS: dict[str, Any] = {"steps": "4:4", "num_iterations": 5, "guidance_scale": 2.0}

@@ -1,4 +1,4 @@
-"""Plans whose backbone remembers are quantised by what their own graphs compute."""
+"""Plans with a cached backbone are quantised by what their own graphs compute."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_schedule_that_sets_full_passes(passes: tuple[int, ...], expected: str
         assert each.sampling.step_schedule.counts == schedule.counts
 
 
-def test_one_iteration_leaves_nothing_to_remember() -> None:
+def test_one_iteration_has_no_cached_pass() -> None:
     expected = r"1 AR iteration have only full passes.* more iterations, or w"
     with pytest.raises(DisaError, match=expected):
         rounds_of(infos(*ROLES), OPTIONS, 1)
@@ -194,8 +194,8 @@ def test_a_default_of_refresh_does_not_hide_the_backbone(
 ) -> None:
     """The plain graphs are measured in plain runs whatever the plan's defaults are."""
     source = tmp_path / "default.plan"
-    remembering = golden_plan("mar", cached_backbone=True)
-    with Plan.open(remembering) as plan, PlanWriter.extend(plan, source) as writer:
+    cached = golden_plan("mar", cached_backbone=True)
+    with Plan.open(cached) as plan, PlanWriter.extend(plan, source) as writer:
         writer.content["defaults"] = {**plan.manifest.defaults, "refresh": "3:2"}
     made = quantize(source, tmp_path / "int8.plan", replace(QUICK, check=False))
     assert made.refresh == "3:2"

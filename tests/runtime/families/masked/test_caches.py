@@ -95,7 +95,7 @@ def test_a_plan_without_the_graphs(golden_plan: ExportGolden) -> None:
         plain(1, refresh="9:5", **QUICK)
 
 
-def test_families_that_remember_by_themselves(tmp_path: Path) -> None:
+def test_families_with_caches_of_their_own(tmp_path: Path) -> None:
     folder = GOLDEN / "xar"
     with pytest.raises(DisaError, match="leave out --cached-backbone"):
         export(
