@@ -299,10 +299,9 @@ class _Job:
         Raises:
             DisaError: they are too large.
         """
-        sessions: dict[str, Session] = {
-            name: self._session(graph, self.models[name].SerializeToString())
-            for name, graph in self.graphs.items()
-        } | self.loops
+        sessions: dict[str, Session] = dict(self.loops)
+        for name, graph in self.graphs.items():
+            sessions[name] = self._session(graph, self.models[name].SerializeToString())
         for each in self.rounds:
             self.report(f"generating them again from the same states{each.where}")
             differences = Differences()
