@@ -188,8 +188,8 @@ def test_tokens_are_compared_if_the_head_stays_in_fp32(
     assert [graph.name for graph in made.graphs] == ["backbone"]
     assert made.tokens is not None
     assert 1e-4 < made.tokens.distance < 0.03
+    options = replace(QUICK, tolerance=0.1, token_tolerance=1e-5)
     with pytest.raises(DisaError, match="standard deviations away"):
-        options = replace(QUICK, tolerance=0.1, token_tolerance=1e-5)
         quantize(golden_plan("mar"), tmp_path / "n.plan", options)
 
 
