@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.hub import HubName, fetch_checkpoint, hub_origin
 
 COMMIT, OLD = "a" * 40, "b" * 40
-REVISIONS = {"main": COMMIT, COMMIT: COMMIT, "v1": OLD, OLD: OLD}
+REVISIONS = {"main": COMMIT, COMMIT: COMMIT, "v1": OLD, OLD: OLD, "refs%2Fpr%2F1": OLD}
 PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
 """Seconds, for a machine that is busy."""
 QUICK = ["--iterations", "4", "--steps", "4:2", "--engine", "cpu", "--num", "2"]
@@ -89,6 +89,13 @@ def hub(pixel_plan: Path, pixel_checkpoint: Path) -> Iterator[Hub]:
             "org/many": {"a.plan": plan, "b.plan": plan},
             "org/checkpoint": {"pixels.pth": pixel_checkpoint.read_bytes(), "photo.png": b"1"},
             "org/both": {"m.safetensors": b"s", "m.bin": b"b", "config.json": b"{}", "x.pt": b"p"},
+            "org/trainer": {
+                "m.pth": b"p",
+                "training_args.bin": b"t",
+                "old/training_args.bin": b"t",
+                "optimizer.pt": b"o",
+                "config.json": b"{}",
+            },
         }
     )
     yield server
@@ -153,10 +160,18 @@ def test_a_checkpoint_is_exported(hub: Hub, tmp_path: Path) -> None:
     assert wrong.stderr.startswith("disa-export: hf://org/checkpoint/other.pth cannot be fetched")
 
 
+@pytest.mark.parametrize(
+    ("repo", "fetched"),
+    [
+        ("org/both", ["config.json", "m.safetensors"]),
+        # What a trainer writes beside the weights is none.
+        ("org/trainer", ["config.json", "m.pth"]),
+    ],
+)
 def test_one_form_of_the_weights_is_fetched(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repo: str, fetched: list[str], hub: Hub, tmp_path: Path
 ) -> None:
-    code = "from disa.hub import fetch_checkpoint; print(fetch_checkpoint('hf://org/both'))"
+    code = f"from disa.hub import fetch_checkpoint; print(fetch_checkpoint('hf://{repo}'))"
     port = hub.server_address[1]
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path), **PATIENCE}
     done = subprocess.run(
@@ -167,10 +182,36 @@ def test_one_form_of_the_weights_is_fetched(
         check=True,
     )
     folder = Path(done.stdout.strip().splitlines()[-1])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "m.safetensors"]
-    assert sorted(hub.asked) == ["config.json", "m.safetensors"]
-    assert hub_origin(folder / "m.safetensors") == f"hf://org/both@{COMMIT}/m.safetensors"
+    assert sorted(path.name for path in folder.iterdir()) == fetched
+    assert sorted(hub.asked) == fetched
+    weights = fetched[-1]
+    assert hub_origin(folder / weights) == f"hf://{repo}@{COMMIT}/{weights}"
     assert hub_origin(tmp_path / "m.safetensors") is None
+
+
+@pytest.mark.parametrize(
+    ("revision", "file", "text"),
+    [
+        ("refs/pr/1", None, "hf://a/b@refs/pr/1"),
+        ("refs/pr/12", "c/d.plan", "hf://a/b@refs/pr/12/c/d.plan"),
+        ("refs/convert/parquet", "c.plan", "hf://a/b@refs/convert/parquet/c.plan"),
+        ("feature/new", None, "hf://a/b@feature%2Fnew"),
+        ("feature", "new", "hf://a/b@feature/new"),
+        ("refs", "heads/main", "hf://a/b@refs/heads/main"),
+    ],
+)
+def test_revisions_with_slashes(revision: str, file: str | None, text: str) -> None:
+    name = HubName("a/b", revision, file)
+    assert HubName.parse(text) == name
+    assert str(name) == text
+
+
+def test_a_plan_of_a_pull_request(hub: Hub, tmp_path: Path) -> None:
+    name = "hf://org/plans@refs/pr/1"
+    done = command(hub, tmp_path, "run", name, "-o", tmp_path / "out", *QUICK)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["plan_source"] == f"hf://org/plans@{OLD}/tiny.plan"
 
 
 def test_names() -> None:

@@ -23,6 +23,7 @@ from ...engines.array_types import Doubles
 from ...runtime.pipeline import Pipeline
 from ...runtime.sampling.head import Iteration
 from ...runtime.stats import Stats
+from .observe import check_finite
 
 PLACES = 8
 """Number of measured AR iterations; the others are interpolated."""
@@ -69,6 +70,9 @@ def measure_carry(
     Args:
         conditions: one for each image.
         advance: called with the number of images after each batch.
+
+    Raises:
+        DisaError: tokens or latents are not finite.
     """
     iterations = pipe.family.iterations(options)
     places = places_of(iterations)
@@ -102,4 +106,5 @@ def _generate(
     changed = replace(options, schedule=OtherwiseAt(place), tolerance=0.0)
     outputs = pipe.generate(pipe.requests(conditions, changed, seed, images), Stats(), watch=keep)
     latents = np.stack([output.latents for output in outputs])
+    check_finite([*tokens, latents], "tokens or latents of an image")
     return BatchResult(latents.astype(np.float64), tokens)

@@ -183,9 +183,13 @@ def _interpolated(
 
 
 def _affine(calls: Doubles, at: Doubles, seconds: Doubles) -> Doubles:
-    """Seconds for `at` calls: a constant plus a time for each call, by least squares."""
+    """Seconds for `at` calls: a constant plus a time for each call, by least squares.
+
+    More calls do not take less time; if they seem to, that is noise.
+    """
     lines = []
     for known, wanted, measured in zip(calls, at, seconds, strict=True):
-        slope, start = np.polyfit(known, measured, 1)
+        slope = max(np.polyfit(known, measured, 1)[0], 0.0)
+        start = measured.mean() - slope * known.mean()
         lines.append(np.maximum(start + slope * wanted, TINY))
     return np.stack(lines)

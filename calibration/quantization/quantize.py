@@ -127,6 +127,8 @@ class _Job:
             for name in plan.manifest.graphs
             if name not in self.graphs and roles[name] not in HOST_ONLY
         }
+        # Tokens are compared even if nothing in the graph that samples them can be quantised.
+        self.loops = {n: s for n, s in self.rest.items() if roles[n] is Role.STEP}
         self.states: dict[str, list[State]] = {}
         self.models: dict[str, Any] = {}
         self.shared: dict[tuple[int, int], float] = {}
@@ -210,6 +212,8 @@ class _Job:
                 name: RecordingSession(session, *each.calls[name], NOT_COMPARED)
                 for name, session in self.full.items()
             }
+            loops = {name: RecordingSession(session, 0, 0) for name, session in self.loops.items()}
+            recorders |= loops
             self._generate(recorders, each.sampling, self._held_out(), "states")
             self.states |= {name: recorders[name].states for name in each.graphs}
             each.results = {name: recorder.results for name, recorder in recorders.items()}
@@ -295,10 +299,9 @@ class _Job:
         Raises:
             DisaError: they are too large.
         """
-        sessions = {
-            name: self._session(graph, self.models[name].SerializeToString())
-            for name, graph in self.graphs.items()
-        }
+        sessions: dict[str, Session] = dict(self.loops)
+        for name, graph in self.graphs.items():
+            sessions[name] = self._session(graph, self.models[name].SerializeToString())
         for each in self.rounds:
             self.report(f"generating them again from the same states{each.where}")
             differences = Differences()

@@ -101,13 +101,18 @@ class RecordedLoop:
 
 
 class CountingSession:
-    """A session that counts its single calls and its loops."""
+    """A session that counts its single calls and its loops.
+
+    FlowAR and xAR may divide the steps of an AR iteration into parts, which count as one loop: a
+    part begins with the very array that the one before returned.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.inputs, self.outputs = session.inputs, session.outputs
         self.description = session.description
         self.calls = self.loops = 0
+        self._last: Mapping[str, Array] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Session.run`."""
@@ -122,8 +127,16 @@ class CountingSession:
         state: Mapping[str, Array],
     ) -> dict[str, Array]:
         """See `Session.iterate`."""
-        self.loops += 1
-        return self._session.iterate(carry, constants, per_step, state)
+        self.loops += not self._continues(carry, state)
+        outputs = self._session.iterate(carry, constants, per_step, state)
+        self._last = {name: outputs[name] for name in carry}
+        return outputs
+
+    def _continues(self, carry: Mapping[str, str], state: Mapping[str, Array]) -> bool:
+        """Whether these steps continue those before."""
+        return bool(carry) and all(
+            state[taken] is self._last.get(name) for name, taken in carry.items()
+        )
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """See `Session.empty`."""
@@ -139,7 +152,8 @@ class RecordingSession(CountingSession):
 
     Attributes:
         states: the recorded calls and loops.
-        results: the outputs of the last step of every loop.
+        results: the outputs of every part of a loop; None for all but the last part, whose outputs
+            are the sampled tokens.
     """
 
     def __init__(
@@ -150,7 +164,7 @@ class RecordingSession(CountingSession):
         self._recorded_calls = spread(RECORDED_CALLS, calls)
         self._recorded_loops = spread(RECORDED_LOOPS, loops)
         self.states: list[State] = []
-        self.results: list[npt.NDArray[Any]] = []
+        self.results: list[npt.NDArray[Any] | None] = []
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `Session.run`."""
@@ -169,11 +183,12 @@ class RecordingSession(CountingSession):
         state: Mapping[str, Array],
     ) -> dict[str, Array]:
         """See `Session.iterate`."""
-        recorded = self.loops in self._recorded_loops and len(next(iter(per_step.values()))) > 0
+        if self._continues(carry, state):
+            self.results[-len(carry) :] = [None] * len(carry)
         outputs = super().iterate(carry, constants, per_step, state)
         results = {name: np.array(outputs[name]) for name in carry}
         self.results.extend(results.values())
-        if recorded:
+        if self.loops - 1 in self._recorded_loops and len(next(iter(per_step.values()))):
             self.states.append(
                 RecordedLoop(
                     dict(carry), _copies(constants), _copies(per_step), _copies(state), results
@@ -189,14 +204,14 @@ class FollowingSession(CountingSession):
     both sample from it with the same noise can be compared.
 
     Args:
-        results: results of the other session's loops.
+        results: results of the other session's loops, from `RecordingSession`.
         differences: collects the results of both sessions.
     """
 
     def __init__(
         self,
         session: Session,
-        results: Iterable[npt.NDArray[Any]],
+        results: Iterable[npt.NDArray[Any] | None],
         differences: Differences,
     ) -> None:
         super().__init__(session)
@@ -213,6 +228,8 @@ class FollowingSession(CountingSession):
         outputs = dict(super().iterate(carry, constants, per_step, state))
         for name in carry:
             right = next(self._results)
+            if right is None:
+                continue
             self._differences.add(np.asarray(outputs[name]), right)
             outputs[name] = right
         return outputs

@@ -28,7 +28,8 @@ def load_strict(
         where: the file of the tensors, for error messages.
 
     Raises:
-        DisaError: tensors are missing, of another shape, not floats, or not finite.
+        DisaError: tensors are missing, of another shape, not floats, not finite, or too large for
+            the module's dtypes.
     """
     expected = module.state_dict()
     name = type(module).__name__
@@ -52,6 +53,7 @@ def load_strict(
     floats = {key: tensor for key, tensor in chosen.items() if expected[key].is_floating_point()}
     check_floats(floats, where)
     check_finite(floats, where)
+    check_range(floats, {key: tensor.dtype for key, tensor in expected.items()}, where)
     on_meta = any(tensor.is_meta for tensor in expected.values())
     if on_meta:
         chosen = {key: tensor.to(expected[key].dtype) for key, tensor in chosen.items()}
@@ -84,6 +86,28 @@ def check_finite(state: Mapping[str, Tensor], where: Path | str) -> None:
             f"{where}: {len(bad)} of {len(state)} tensors have NaN or infinite values "
             f"({_few(bad)}): the training diverged or the file is damaged"
         )
+
+
+def check_range(
+    state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], where: Path | str
+) -> None:
+    """Check that finite tensors stay finite in other dtypes.
+
+    Raises:
+        DisaError: a tensor has values that become infinite.
+    """
+    for key, tensor in state.items():
+        dtype = dtypes[key]
+        if torch.finfo(tensor.dtype).max <= torch.finfo(dtype).max or not tensor.numel():
+            continue
+        # Rounding keeps the order of values, so the extremes decide.
+        extremes = torch.stack(torch.aminmax(tensor))
+        if not bool(torch.isfinite(extremes.to(dtype)).all()):
+            largest = extremes.abs().max().item()
+            raise DisaError(
+                f"{where}: the tensor {key} has values up to {largest:.3g}, which are infinite in "
+                f"{_dtype(extremes.to(dtype))}: the training diverged or the file is damaged"
+            )
 
 
 def shape_of(

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ...errors import DisaError
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -34,8 +36,28 @@ def set_precision(module: ModuleT, precision: Precision) -> ModuleT:
 
     Of the embedding tables only `NarrowEmbedding` is converted: most are small, and their rows are
     added to fp32 sums.
+
+    Raises:
+        DisaError: a weight becomes infinite.
     """
-    for child in module.modules():
+    for name, child in module.named_modules():
         if isinstance(child, nn.Linear | nn.Conv2d | NarrowEmbedding):
+            _check_range(name, child, precision)
             child.to(precision.dtype)
     return module
+
+
+def _check_range(layer: str, module: nn.Module, precision: Precision) -> None:
+    for name, weight in module.named_parameters(layer):
+        if weight.dtype == precision.dtype or weight.is_meta or not weight.numel():
+            continue
+        # Rounding keeps the order of values, so the extremes decide.
+        extremes = torch.stack(torch.aminmax(weight.detach()))
+        if (
+            torch.isfinite(extremes).all()
+            and not torch.isfinite(extremes.to(precision.dtype)).all()
+        ):
+            raise DisaError(
+                f"the weight {name} has values up to {extremes.abs().max().item():.3g}, which are "
+                f"infinite in {precision}: choose another precision, such as fp32"
+            )

@@ -22,11 +22,12 @@ MAX_RANK = 8
 MAX_HEADER = 4096
 NUMBERS = "biuf"
 """Kinds of arrays that are numbers: bool, signed, unsigned, float; see `numpy.dtype.kind`."""
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""The compression methods that NumPy writes."""
 _SUFFIX = ".npy"
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, SyntaxError, RecursionError, OverflowError),
-    *(NotImplementedError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError, KeyError, IndexError, zipfile.BadZipFile, zlib.error),
     tokenize.TokenError,
 )
 """Exceptions of zipfile and numpy.lib.format for a damaged file."""
@@ -76,7 +77,7 @@ class NpzFile:
         return array
 
     def _read(self, member: zipfile.ZipInfo, kinds: str) -> npt.NDArray[Any]:
-        if member.compress_type not in _METHODS:
+        if member.compress_type not in METHODS:
             raise ValueError("it is compressed with an unknown method")
         if member.file_size > MAX_ARRAY_BYTES + MAX_HEADER:
             raise ValueError(f"it has {member.file_size} bytes, more than {MAX_ARRAY_BYTES}")

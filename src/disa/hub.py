@@ -1,4 +1,8 @@
-"""Models by name on the Hugging Face hub: hf://organisation/repository[@revision][/file]."""
+"""Models by name on the Hugging Face hub: hf://organisation/repository[@revision][/file].
+
+As in the hub's own library, a revision may be refs/pr/NUMBER or refs/convert/NAME; a slash in any
+other revision is written as %2F, since what follows a slash is a file.
+"""
 
 import os
 import re
@@ -15,8 +19,12 @@ PREFIX = "hf://"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 CHECKPOINTS = ("*.pth", "*.pt", "*.ckpt")
 TEXTS = ("*.json", "*.txt", "*.model")
+NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
+"""Files that trainers write beside the weights, with the suffixes of weights."""
+_REFERENCE = re.compile(r"refs/(?:pr/\d+|convert/[\w\-]+)")
 _NAME = re.compile(
-    r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(?:@(?P<revision>[\w.\-]+))?(?:/(?P<file>[^\0]+))?"
+    r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)"
+    rf"(?:@(?P<revision>{_REFERENCE.pattern}|(?:[\w.\-]|%2F)+))?(?:/(?P<file>[^\0]+))?"
 )
 
 
@@ -47,10 +55,14 @@ class HubName:
                 f"{text} is not a model name: give hf://organisation/repository, with @revision "
                 "and /file if they are needed"
             )
-        return cls(match["repo"], match["revision"], match["file"])
+        revision = match["revision"] and match["revision"].replace("%2F", "/")
+        return cls(match["repo"], revision, match["file"])
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = self.revision or ""
+        if not _REFERENCE.fullmatch(revision):
+            revision = revision.replace("/", "%2F")
+        revision = f"@{revision}" if revision else ""
         return f"{PREFIX}{self.repo}{revision}{f'/{self.file}' if self.file else ''}"
 
 
@@ -112,13 +124,17 @@ def fetch_checkpoint(text: str) -> Path:
         if not patterns:
             raise DisaError(f"{name} contains no checkpoint: add /FILE to choose a file")
         folder = hub.snapshot_download(
-            name.repo, revision=info.sha, allow_patterns=[*patterns, *TEXTS]
+            name.repo,
+            revision=info.sha,
+            allow_patterns=[*patterns, *TEXTS],
+            ignore_patterns=[*NO_WEIGHTS, *(f"*/{file}" for file in NO_WEIGHTS)],
         )
     return Path(folder)
 
 
 def _patterns(files: Sequence[str]) -> Sequence[str]:
     """Patterns of the files to fetch: one format of the weights, not all."""
+    files = [file for file in files if file.rpartition("/")[2] not in NO_WEIGHTS]
     for patterns in (WEIGHTS[:2], WEIGHTS[2:], CHECKPOINTS):
         if any(file.endswith(patterns[0].lstrip("*")) for file in files):
             return patterns

@@ -39,6 +39,14 @@ def test_a_wrong_command_line_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_plan_is_not_overwritten(tmp_path: Path) -> None:
+    plan = tmp_path / "x.plan"
+    plan.write_bytes(b"a plan")
+    result = CliRunner().invoke(main, [str(plan), "--json", str(plan)])
+    assert result.exit_code == 2
+    assert "x.plan is measured: give another file for --json" in result.output
+
+
 def test_a_worker_passes_its_complaint_on(pixel_plan: Path) -> None:
     result = CliRunner().invoke(main, [str(pixel_plan), "--iterations", "65", "--engine", "cpu"])
     assert result.exit_code == 1

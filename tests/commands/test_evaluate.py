@@ -183,9 +183,9 @@ def test_mixed_and_incomplete_runs_are_refused(
     (tmp_path / "run" / "000003.png").rename(image)
     record = tmp_path / "run" / "run.json"
     record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
-    assert "is not complete (0 of 3" in evaluate(tmp_path / "run", *reference).output
+    assert "is not complete (3 of 3 images exist)" in evaluate(tmp_path / "run", *reference).output
     image.unlink()
-    assert "is not complete (1 of 3" in evaluate(tmp_path / "run", *reference).output
+    assert "is not complete (2 of 3 images exist)" in evaluate(tmp_path / "run", *reference).output
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "objects", "shape", "nan"])

@@ -10,6 +10,10 @@ from PIL import Image
 
 from disa.errors import DisaError
 from disa.evaluation.image_sets import ImageFiles, NpzImages, Runs
+from disa.runtime.outputs.layout import Layout
+from disa.runtime.outputs.record import RunRecord
+from disa.runtime.outputs.selection import Selection
+from disa.runtime.outputs.store import LocalStore
 
 from .images import write_images
 
@@ -130,6 +134,65 @@ def test_an_npz_that_ends_too_early(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_bytes(data)
     with pytest.raises(DisaError, match="ends too early"):
         list(NpzImages(tmp_path / "b.npz"))
+
+
+@pytest.mark.parametrize("shape", [(2, -4, -4, 3), (-2, 4, 4, 3), (2, 0, 4, 3), (0, 4, 4, 3)])
+def test_an_npz_with_a_forged_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as file,
+        file.open("arr_0.npy", "w") as member,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(bytes(2 * 4 * 4 * 3))
+    with pytest.raises(DisaError, match="no arr_0 with uint8 images"):
+        NpzImages(tmp_path / "a.npz")
+
+
+def test_an_npz_that_numpy_does_not_write(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    with zipfile.ZipFile(tmp_path / "a.npz") as file:
+        member = file.read("arr_0.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("arr_0.npy", member)
+    with pytest.raises(DisaError, match="another method than NumPy's"):
+        NpzImages(tmp_path / "b.npz")
+
+
+def write_run(folder: Path, first: int, count: int, complete: bool = True) -> str:
+    """A run whose record lists `count` images from `first` on; all of them exist."""
+    selection = Selection.of_seed([0] * count, 0, first)
+    store = LocalStore(folder)
+    RunRecord({"seed": 0}, selection, Layout(), "an engine", complete).save(store)
+    for index in selection.indices:
+        Image.new("RGB", (4, 4)).save(folder / f"{index:06d}.png")
+    return str(folder)
+
+
+def test_a_part_between_two_others_may_not_be_missing(tmp_path: Path) -> None:
+    parts = [write_run(tmp_path / f"part-{first}", first, 5) for first in (10, 0, 5)]
+    assert Runs(parts).count == 15
+    assert Runs(parts[:1]).count == 5  # One part may be evaluated by itself.
+    with pytest.raises(
+        DisaError,
+        match=r"have 10 of 15 images: the part from image 5 to 9 .* --first-image 5 --num 5",
+    ):
+        Runs(parts[:2])
+
+
+def test_a_run_that_is_incomplete(tmp_path: Path) -> None:
+    parts = [write_run(tmp_path / f"part-{first}", first, 5) for first in (0, 5)]
+    (tmp_path / "part-5" / "000007.png").unlink()
+    for opened in (lambda: Runs(parts), lambda: ImageFiles(tmp_path)):
+        with pytest.raises(DisaError, match=r"part-5 is not complete \(4 of 5 images exist\)"):
+            opened()
+
+
+def test_a_run_that_did_not_end(tmp_path: Path) -> None:
+    parts = [write_run(tmp_path / "part-0", 0, 5, complete=False)]
+    for opened in (lambda: Runs(parts), lambda: ImageFiles(tmp_path)):
+        with pytest.raises(DisaError, match=r"part-0 is not complete \(5 of 5 images exist\)"):
+            opened()
 
 
 def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import DisaError, InvalidRequest
-from ....files import read_text
+from ....files import read_text, text_lines
 
 MAX_BYTES = 1 << 22
 MAX_NAME = 1000
@@ -25,7 +25,7 @@ def read_labels(path: Path, classes: int | None = None) -> list[str]:
     Raises:
         DisaError: the file is not such a file, or has another number of names.
     """
-    names = [line.strip() for line in read_text(path, MAX_BYTES).splitlines()]
+    names = [line.strip() for line in text_lines(read_text(path, MAX_BYTES))]
     while names and not names[-1]:
         names.pop()
     if not names:

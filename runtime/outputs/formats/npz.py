@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....errors import DisaError
+from ...replay.npz_file import METHODS, UNREADABLE
 from ..image_files import MAX_PIXELS, SUFFIXES, ImageFile
 from ..selection import ImageRow
 from .format import StoredImage
@@ -64,12 +65,16 @@ class Npz:
         rows = list(rows)
         try:
             with zipfile.ZipFile(file) as archive, archive.open(PIXELS) as member:
+                if archive.getinfo(PIXELS).compress_type not in METHODS:
+                    raise damaged
                 np.lib.format.read_magic(member)
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
                 count, *size = shape
                 if (count, fortran) != (len(rows), False) or dtype != np.uint8 or len(size) != 3:
                     raise damaged
                 height, width, channels = size
+                if any(type(side) is not int or side < 1 for side in size):
+                    raise damaged
                 if height * width * channels > 4 * MAX_PIXELS:
                     raise damaged
                 for row in rows:
@@ -78,7 +83,9 @@ class Npz:
                         raise damaged
                     raw = ImageFile("raw", data, height, width)
                     yield StoredImage(row, raw, f"{where}: image {row.index}")
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+        except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # The disk, not the content.
             raise damaged from error
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from ....errors import DisaError, MissingDependency
-from ..image_files import ImageFile
+from ..image_files import SUFFIXES, ImageFile
 from ..selection import ImageRow
 from .format import StoredImage
 
@@ -68,9 +68,9 @@ class Parquet:
                 row = next(expected, None)
                 if row is None or entry["index"] != row.index:
                     raise damaged
-                image = entry["image"]
-                suffix = image["path"].rpartition(".")[2]
-                stored = ImageFile(suffix, image["bytes"], entry["height"], entry["width"])
+                stored = _image_file(entry)
+                if stored is None:
+                    raise damaged
                 yield StoredImage(row, stored, f"{where}: image {row.index}")
         except (self._arrow.ArrowException, *UNEXPECTED_CONTENT) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -105,6 +105,21 @@ class Parquet:
             "width": [image.file.width for image in images],
         }
         return self._arrow.table(columns, schema)
+
+
+def _image_file(entry: Mapping[str, Any]) -> ImageFile | None:
+    """The image of a row; None if the row is not one that `Parquet` writes.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the same.
+    """
+    image, size = entry["image"], (entry["height"], entry["width"])
+    suffix = image["path"].rpartition(".")[2]
+    if suffix not in SUFFIXES.values() or not isinstance(image["bytes"], bytes):
+        return None
+    if any(type(side) is not int for side in size):
+        return None
+    return ImageFile(suffix, image["bytes"], *size)
 
 
 def _groups(images: Iterable[StoredImage]) -> Iterator[list[StoredImage]]:

@@ -18,6 +18,7 @@ from ..bench.variant import (
     variants,
 )
 from ..errors import DisaError
+from ..files import is_same
 from ..optional import import_failed
 from ..progress import progress_bar
 from .options.groups import ENGINE, OUTPUT, GroupedCommand
@@ -127,6 +128,8 @@ def main(
     chosen = choose_variants(engine, batch_size, steps, num_iterations, sampling)
     before = read_record(old) if old else None
     if output:
+        if plan and is_same(output, plan):
+            raise click.UsageError(f"{output} is measured: give another file for --json")
         check_writable(output)
     path = choose_plan(plan, shapes, random_weights)
     with progress_bar(len(chosen) * (repeat + warmup), "measuring", "batch") as advance:

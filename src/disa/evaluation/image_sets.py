@@ -4,6 +4,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -18,8 +19,8 @@ from ..runtime.outputs.formats.registry import format_of
 from ..runtime.outputs.image_files import MAX_PIXELS, SUFFIXES, decode_image
 from ..runtime.outputs.record import RECORD, RunRecord, differing_options
 from ..runtime.outputs.run_folder import GRID
-from ..runtime.outputs.store import Store, open_store
-from ..runtime.replay.npz_file import UNREADABLE
+from ..runtime.outputs.store import LocalStore, Store, open_store
+from ..runtime.replay.npz_file import METHODS, UNREADABLE
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 Image = npt.NDArray[np.uint8]
@@ -64,7 +65,8 @@ class Runs:
         places: folders or URLs.
 
     Raises:
-        DisaError: a run is incomplete, contains other images, or does not match the other runs.
+        DisaError: a run is incomplete, contains other images, or does not match the other runs, or
+            a part between two of them is missing.
     """
 
     def __init__(self, places: Sequence[str]) -> None:
@@ -88,6 +90,7 @@ class Runs:
         # The Inception score depends on the order, and shells list part-10 before part-2.
         self._runs = sorted(runs, key=lambda run: run.record.selection.indices[0])
         self.count = sum(len(run.record.selection) for run in self._runs)
+        _refuse_gaps(self._runs, self.count)
         self.conditions: list[int | str] = []
         for run in self._runs:
             self.conditions += run.record.selection.conditions
@@ -115,16 +118,51 @@ def _open_run(store: Store) -> _Run:
     record = RunRecord.load(store)
     if record is None:
         raise DisaError(f"{store} has no {RECORD}: it is not a run of disa")
-    present = format_of(record.layout).progress(store, record.selection).present
-    missing = len(present) - sum(present)
-    if missing or not record.complete:
-        raise DisaError(
-            f"{store} is not complete ({missing} of {len(present)} images are missing): run "
-            "disa-run again with the same options"
-        )
+    _check_complete(store, record)
     if record.layout.format == "folder":
         _refuse_others(store, record)
     return _Run(store, record)
+
+
+def _check_complete(store: Store, record: RunRecord) -> None:
+    """Check that all images of a run exist, and that it has come to its end.
+
+    Raises:
+        DisaError: the run is incomplete.
+    """
+    present = format_of(record.layout).progress(store, record.selection).present
+    if record.complete and all(present):
+        return
+    raise DisaError(
+        f"{store} is not complete ({sum(present)} of {len(present)} images exist): run disa-run "
+        "again with the same options, which finishes it"
+    )
+
+
+def _refuse_gaps(runs: Sequence[_Run], count: int) -> None:
+    """Check that no part between two others is missing.
+
+    Runs of `--rows` may have any image numbers.
+
+    Args:
+        runs: in the order of their images.
+        count: number of their images.
+
+    Raises:
+        DisaError: there is a gap.
+    """
+    parts = [run.record.selection.indices for run in runs]
+    ranges = [part for part in parts if isinstance(part, range)]
+    if len(ranges) < len(runs):
+        return
+    for before, after in pairwise(ranges):
+        if after.start > before.stop:
+            whole = ranges[-1].stop - ranges[0].start
+            raise DisaError(
+                f"the runs have {count} of {whole} images: the part from image {before.stop} to "
+                f"{after.start - 1} is missing: give its run too, or generate it with "
+                f"--first-image {before.stop} --num {after.start - before.stop}"
+            )
 
 
 def _refuse_others(store: Store, record: RunRecord) -> None:
@@ -151,7 +189,7 @@ class ImageFiles:
     All must have one size: a network for squares would stretch each of them in its own way.
 
     Raises:
-        DisaError: there are none, or a folder cannot be read.
+        DisaError: there are none, a folder cannot be read, or a folder is a run that is incomplete.
     """
 
     conditions = None
@@ -198,11 +236,21 @@ def _image_files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Pa
     if here in above:
         return
     others = {GRID} if any(entry.name == RECORD for entry in entries) else ()
+    if others and (record := _record_if_any(folder)):
+        _check_complete(LocalStore(folder), record)
     for entry in entries:
         if entry.is_dir():
             yield from _image_files(entry, above | {here})
         elif entry.suffix.lower() in IMAGE_SUFFIXES and entry.name not in others:
             yield entry
+
+
+def _record_if_any(folder: Path) -> RunRecord | None:
+    """The record of a run; None if the file of that name is something else."""
+    try:
+        return RunRecord.load(LocalStore(folder))
+    except DisaError:
+        return None
 
 
 class NpzImages:
@@ -246,12 +294,16 @@ class _Member:
             self._raw = open_regular(self._path)
             self._archive = zipfile.ZipFile(self._raw)
             self._file = self._archive.open("arr_0.npy")
+            if self._archive.getinfo("arr_0.npy").compress_type not in METHODS:
+                raise ValueError("it is compressed with another method than NumPy's")
             np.lib.format.read_magic(self._file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
             stored = self._archive.getinfo("arr_0.npy").file_size - self._file.tell()
         except UNREADABLE as error:
             raise DisaError(f"{wrong}: {first_line(error)}") from error
         if fortran or dtype != np.uint8 or len(shape) != 4 or math.prod(shape[1:]) > MAX_PIXELS:
+            raise DisaError(wrong)
+        if any(type(side) is not int or side < 1 for side in shape):
             raise DisaError(wrong)
         if math.prod(shape) > stored:
             # Known before hours of work.

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from disa.calibration.measurement.error_propagation import OtherwiseAt, measure_carry, places_of
+from disa.errors import DisaError
 from disa.runtime.families.masked.options import MaskedOptions
 from disa.runtime.pipeline import Pipeline
 
@@ -45,6 +47,18 @@ def test_iterations_between_are_read_off() -> None:
     found = measure_carry(Chain(20), MaskedOptions(num_iterations=20), [0], 2, 0)  # type: ignore[arg-type]
     assert len(found) == 20
     assert (np.diff(found) < 0).all()
+
+
+def test_latents_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(self: Chain, *given: Any, **named: Any) -> list[Any]:
+        images = finite(self, *given, **named)
+        images[1].latents[0] = np.inf
+        return images
+
+    finite = Chain.generate
+    monkeypatch.setattr(Chain, "generate", overflowing)
+    with pytest.raises(DisaError, match="tokens or latents of an image were not finite"):
+        measure_carry(Chain(4), MaskedOptions(num_iterations=4), [0, 1, 2], 2, 0)  # type: ignore[arg-type]
 
 
 def test_one_iteration_differs() -> None:

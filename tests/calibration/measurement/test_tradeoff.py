@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from disa.calibration.measurement.tradeoff import Tradeoff, _extended
+from disa.calibration.measurement.tradeoff import Tradeoff, _affine, _extended
 
 
 def test_noise_is_not_taken_for_an_error() -> None:
@@ -32,3 +32,9 @@ def test_more_steps_than_measured_cost_more_and_have_a_smaller_error() -> None:
         error, cost = tradeoff.of(steps, "calls")
         assert error == pytest.approx((tokens / np.square(steps)).sum() / tokens.sum())
         assert cost == pytest.approx((tokens * steps).sum())
+
+
+def test_more_calls_do_not_take_less_time() -> None:
+    calls, at = np.array([[2.0, 4.0, 8.0]] * 2), np.array([[2.0, 5.0, 8.0]] * 2)
+    seconds = np.array([[0.3, 0.5, 0.9], [0.9, 0.5, 0.1]])
+    np.testing.assert_allclose(_affine(calls, at, seconds), [[0.3, 0.6, 0.9], [0.5, 0.5, 0.5]])

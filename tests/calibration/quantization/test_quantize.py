@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from disa.calibration.quantization.matmuls import Matmul, find_matmuls
 from disa.calibration.quantization.options import QuantizeOptions
 from disa.calibration.quantization.plan_graph import PlanGraph
 from disa.calibration.quantization.qdq import Format
@@ -173,6 +174,23 @@ def test_too_large_a_difference_is_refused(golden_plan: Plans, tmp_path: Path) -
         with pytest.raises(DisaError, match=told):
             quantize(golden_plan("mar"), output, options)
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_are_compared_if_the_head_stays_in_fp32(
+    golden_plan: Plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outside_the_head(model: Any) -> list[Matmul]:
+        steps = "noise" in {value.name for value in model.graph.input}
+        return [] if steps else find_matmuls(model)
+
+    monkeypatch.setattr("disa.calibration.quantization.plan_graph.find_matmuls", outside_the_head)
+    made = quantize(golden_plan("mar"), tmp_path / "m.plan", replace(QUICK, tolerance=0.1))
+    assert [graph.name for graph in made.graphs] == ["backbone"]
+    assert made.tokens is not None
+    assert 1e-4 < made.tokens.distance < 0.03
+    options = replace(QUICK, tolerance=0.1, token_tolerance=1e-5)
+    with pytest.raises(DisaError, match="standard deviations away"):
+        quantize(golden_plan("mar"), tmp_path / "n.plan", options)
 
 
 def test_a_graph_that_runs_once_is_judged_by_its_only_call(

@@ -1,10 +1,12 @@
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from disa.calibration.quantization.recorded_calls import (
+    CountingSession,
     Differences,
     FollowingSession,
     RecordedCall,
@@ -94,6 +96,41 @@ def test_a_follower_is_put_right_after_every_loop() -> None:
     np.testing.assert_array_equal(draw(follower), wanted)
     assert differences.distance == pytest.approx(2.0 / np.std(wanted), rel=1e-5)
     assert differences.spread == pytest.approx(0, abs=1e-6)
+
+
+def in_parts(session: Any, seed: int, parts: Sequence[slice]) -> Any:
+    """Run a loop in several parts, each of which continues the one before."""
+    carry, constants, per_step, state = loop_inputs(seed)
+    x = state["x"]
+    for part in parts:
+        given = {name: values[part] for name, values in per_step.items()}
+        x = session.iterate(carry, constants, given, {"x": x})["next_x"]
+    return x
+
+
+def test_all_parts_of_a_loop_are_kept_except_those_without_steps() -> None:
+    # FlowAR guides from a time on: the part before, or the part after, may have no steps.
+    counter, keeper = CountingSession(Adding()), RecordingSession(Adding(), calls=0, loops=5)
+    for session in (counter, keeper):
+        for seed in range(5):
+            in_parts(session, seed, [slice(0, 0), slice(0, 1), slice(1, 4)])
+    assert counter.loops == 5
+    kept = [len(state.per_step["noise"]) for state in keeper.states]  # type: ignore[attr-defined]
+    assert kept == [1, 3] * 3
+
+
+@pytest.mark.parametrize("cuts", [(0, 0, 4), (0, 4, 4), (0, 2, 4), (0, 1, 2, 4)])
+def test_the_parts_of_a_loop_are_compared_as_one(cuts: Sequence[int]) -> None:
+    parts = [slice(*pair) for pair in pairwise(cuts)]
+    keeper = RecordingSession(Adding(), calls=0, loops=5)
+    wanted = [in_parts(keeper, seed, parts) for seed in range(5)]
+    differences = Differences()
+    follower = FollowingSession(Adding(0.5), keeper.results, differences)
+    found = [in_parts(follower, seed, parts) for seed in range(5)]
+    np.testing.assert_array_equal(found, wanted)
+    assert len(differences.own) == 5
+    # All four steps are off by a half, however they are divided.
+    assert differences.distance == pytest.approx(2.0 / np.std(wanted), rel=1e-5)
 
 
 def test_distance_and_spread() -> None:

@@ -49,6 +49,10 @@ def without(*keys: str) -> dict[str, Tensor]:
         (state() | {"0.bias": torch.ones(3).int()}, r"not fp32, fp16 or bf16 \(0.bias is int32\)"),
         (state() | {"0.bias": torch.ones(3).to(torch.float8_e4m3fn)}, "float8_e4m3fn"),
         (state() | {"0.bias": torch.tensor([0, 1, torch.inf])}, r"infinite values \(0.bias\)"),
+        (
+            state() | {"0.bias": torch.tensor([0, 1, -1e39], dtype=torch.float64)},
+            "the tensor 0.bias has values up to 1e[+]39, which are infinite in float32",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(weights: dict[str, Tensor], sentence: str) -> None:

@@ -79,7 +79,12 @@ def test_files(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DisaError, match=told):
             read_labels(path)
-    for data in (b"cat\n\x1b[31mdog\n", b"cat\n" + b"a" * 1001, "cat\n\u202eb".encode()):
+    for data in (
+        b"cat\n\x1b[31mdog\n",
+        b"cat\n" + b"a" * 1001,
+        "cat\n\u202eb".encode(),
+        "cat\nd\u2028og".encode(),
+    ):
         path.write_bytes(data)
         with pytest.raises(DisaError, match="name of class 1 must be at most 1000 printable"):
             read_labels(path)

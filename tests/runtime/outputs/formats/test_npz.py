@@ -98,6 +98,61 @@ def test_pixels_that_end_too_early() -> None:
         next(images)
 
 
+def zipped(header: bytes, method: int = zipfile.ZIP_STORED) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + size + header + PIXELS.tobytes())
+    return io.BytesIO(file.getvalue())
+
+
+HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (4, 5, 7, 3)}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"5, 7", b"-5, -7"),
+        (b"5, 7", b"0, 7"),
+        (b"5, 7, 3", b"True, 35, 3"),
+        (b"'|u1'", b"()"),
+        (b"}", b""),
+    ],
+)
+def test_headers_that_numpy_does_not_write(old: bytes, new: bytes) -> None:
+    assert len(read(zipped(HEADER))) == 4
+    with pytest.raises(DisaError, match=r"^some\.npz is damaged"):
+        [image.pixels() for image in read(zipped(HEADER.replace(old, new)))]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_pixels_that_are_damaged(method: int) -> None:
+    data = bytearray(zipped(HEADER, method).getvalue())
+    for place in range(200, 300):
+        data[place] ^= 255
+    with pytest.raises(DisaError, match=r"^some\.npz is damaged"):
+        read(io.BytesIO(bytes(data)))
+
+
+def test_a_member_with_a_password() -> None:
+    data = bytearray(zipped(HEADER).getvalue())
+    for place in (6, data.index(b"PK\x01\x02") + 8):
+        data[place] |= 1
+    with pytest.raises(DisaError, match=r"^some\.npz is damaged"):
+        read(io.BytesIO(bytes(data)))
+
+
+def test_errors_of_the_disk_are_not_damage() -> None:
+    class Disk(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() < 10:  # The table of contents is at the end.
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        read(Disk(written(stored()).getvalue()))
+
+
 def test_an_image_may_have_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four channels of the largest image."""
     pixels = np.zeros((4, 6, 4, 3), np.uint8)

@@ -82,6 +82,25 @@ def test_shards_of_other_images() -> None:
             list(Parquet().read(written(images), wrong, "some.parquet"))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"image": [{"bytes": None, "path": "000000.png"}]},
+        {"image": [{"bytes": "text", "path": "000000.png"}]},
+        {"image": [{"bytes": b"pixels", "path": "000000.raw"}]},
+        {"image": [{"bytes": b"pixels", "path": "000000"}]},
+        {"height": ["4"]},
+        {"width": [None]},
+    ],
+)
+def test_rows_that_are_not_images(changed: dict[str, list[object]]) -> None:
+    columns = pyarrow.parquet.read_table(written(stored(1))).to_pydict() | changed
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    with pytest.raises(DisaError, match=r"^some\.parquet is damaged"):
+        list(Parquet().read(io.BytesIO(file.getvalue()), [ImageRow(0, 3, 9)], "some.parquet"))
+
+
 def test_errors_of_the_disk_are_not_damage() -> None:
     class Disk(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
