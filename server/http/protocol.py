@@ -9,7 +9,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 
-
 TOO_MANY = ApiError(
     503,
     "the server has too many connections: try again later",

@@ -113,12 +113,10 @@ def test_a_similar_name_is_found_in_little_time() -> None:
             compared.append(a)
             super().set_seq1(a)
 
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        pytest.raises(InvalidRequest, match="did you mean 'great white terrier 77, golden"),
-    ):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr("difflib.SequenceMatcher", Counted)
-        find_class("goldn retrievr 77", len(names), names)
+        with pytest.raises(InvalidRequest, match="did you mean 'great white terrier 77, golden"):
+            find_class("goldn retrievr 77", len(names), names)
     # The matcher sets an empty text when it is made.
     assert 1 < len(compared) <= 1 + labels.LIKELY_NAMES
     with pytest.raises(InvalidRequest, match="no class"):
