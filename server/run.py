@@ -62,6 +62,11 @@ def serve(service: Service) -> None:
     server.run(sockets=[listening])
     if server.failure:
         raise DisaError(server.failure)
+    if any(worker.alive for worker in service.workers.values()):
+        # A thread that is inside an engine can crash a process that ends normally.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def configure(service: Service) -> uvicorn.Config:
@@ -140,10 +145,12 @@ class DrainingServer(uvicorn.Server):
         self._service.draining = True
         for worker in workers:
             worker.drain()
-        await self._wait_for(workers, self._service.settings.drain_timeout)
+        # A model that is still being loaded has no images, and loading cannot be interrupted.
+        loaded = [worker for worker in workers if worker.scheduler is not None]
+        await self._wait_for(loaded, self._service.settings.drain_timeout)
         for worker in workers:
             worker.abandon()
-        await self._wait_for(workers, 1.0)
+        await self._wait_for(loaded, 1.0)
         self.should_exit = True
 
     async def _wait_for(self, workers: Sequence[Worker], seconds: float) -> None:

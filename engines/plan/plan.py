@@ -121,6 +121,24 @@ class Plan:
         if identity != self._identity:
             raise DisaError(f"{self.path} was replaced or changed while it was in use: try again")
 
+    def check_not_overwritten(self) -> None:
+        """Check that nobody has written into the mapped file by its name.
+
+        A file that replaced it, or its deletion, does not change what is mapped.
+
+        Raises:
+            DisaError: the file was changed in place.
+        """
+        try:
+            identity = _identity(os.stat(self.path))
+        except OSError:
+            return
+        if identity[:2] == self._identity[:2] and identity != self._identity:
+            raise DisaError(
+                f"{self.path} was overwritten while it was in use: start again, and replace a plan "
+                "by renaming a file"
+            )
+
     def check(self, progress: Callable[[int], object] = lambda count: None) -> None:
         """Compare every member with its checksum.
 

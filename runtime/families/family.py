@@ -88,7 +88,8 @@ class BaseFamily(ABC, Generic[M]):
 
     def _together(self, samples: Sequence[M]) -> Group[M]:
         group, new = brought_together(samples, self._home)
-        if new:
+        # A cohort is also without them if they could not be computed when it was formed.
+        if new or not group.cohort.constants:
             group.cohort.constants = self._constants(group.samples)
         return group
 

@@ -252,6 +252,6 @@ def parse_steps(text: str) -> tuple[int, int]:
     """`"50:5"` as (50, 5); `"50"` as (50, 50)."""
     match = re.fullmatch(r"(\d{1,4})(?::(\d{1,4}))?", text.strip())
     if not match:
-        raise InvalidRequest(f"steps are UPPER:LOWER, such as 50:5, not {text!r}")
+        raise InvalidRequest(f"steps are UPPER:LOWER, such as 50:5, not {text[:80]!r}")
     upper = int(match[1])
     return upper, int(match[2]) if match[2] else upper

@@ -75,7 +75,11 @@ async function loadModels() {
 }
 
 async function loadModel() {
-  model = await fetchJson(`/v1/models/${encodeURIComponent(byId("model").value)}`);
+  const name = byId("model").value;
+  const found = await fetchJson(`/v1/models/${encodeURIComponent(name)}`);
+  // Another model may have been chosen meanwhile, whose answer may have come earlier.
+  if (byId("model").value !== name) return;
+  model = found;
   if (!model.options) return showStatus(`The model ${model.id} is ${model.state}.`);
   const prompts = model.takes === "prompt";
   byId("prompt-field").hidden = !prompts;
@@ -110,6 +114,8 @@ function requestOf() {
 }
 
 async function generate() {
+  const chosen = byId("model").value;
+  if (chosen !== model?.id) return showProblem(`The model ${chosen} is not loaded yet.`);
   const request = requestOf();
   const stop = new AbortController();
   running?.abort();
@@ -252,7 +258,11 @@ async function repeat() {
   const initial = new URLSearchParams(location.hash.slice(1));
   if (!initial.has("prompt")) return;
   if (initial.has("model") && initial.get("model") !== model?.id) {
-    byId("model").value = initial.get("model");
+    const name = initial.get("model");
+    if (![...byId("model").options].some((each) => each.value === name)) {
+      throw new Error(`This server has no model ${name}.`);
+    }
+    byId("model").value = name;
     await loadModel();
   }
   for (const input of form.querySelectorAll("[data-kind]")) input.value = input.dataset.standard;

@@ -31,6 +31,7 @@ class Model:
         precision: precision of the weights.
         class_names: one name for each class, or None.
         defaults: sampling options for requests that do not set them.
+        check: raises DisaError if the weights are not those that were loaded any more.
     """
 
     family: Family[Any]
@@ -39,6 +40,7 @@ class Model:
     precision: str
     class_names: Sequence[str] | None
     defaults: Mapping[str, Any]
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def load_plan(path: Path, engine: str, threads: int | None) -> Model:
         manifest.precision,
         pipe.class_names,
         manifest.defaults,
+        pipe.plan.check_not_overwritten,
     )
 
 

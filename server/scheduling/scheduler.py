@@ -35,6 +35,7 @@ class Scheduler:
         queue: the waiting images.
         max_images: largest number of running images.
         clock: returns seconds from any starting point.
+        check: called when images start and finish; what it raises, they fail with.
 
     Attributes:
         together: largest number of images that share a call; less than `max_images` after memory
@@ -50,8 +51,10 @@ class Scheduler:
         max_images: int,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self.family, self.policy, self.queue, self.clock = family, policy, queue, clock
+        self.check = check
         self.max_images = self.together = max_images
         self.observer = observer or NullObserver()
         self.running: list[Ticket] = []
@@ -99,6 +102,7 @@ class Scheduler:
         return list(keys.values())
 
     def _start(self, tickets: Sequence[Ticket]) -> None:
+        self.check()
         now = self.clock()
         samples = self.family.start([ticket.request for ticket in tickets], self.stats)
         for ticket, sample in zip(tickets, samples, strict=True):
@@ -131,6 +135,7 @@ class Scheduler:
 
     def _finish(self, tickets: Sequence[Ticket]) -> None:
         outputs = self.family.finish([ticket.running_sample for ticket in tickets], self.stats)
+        self.check()
         now = self.clock()
         for ticket, output in zip(tickets, outputs, strict=True):
             if not output.finite:

@@ -141,7 +141,12 @@ class Worker:
             self.drain()
             return
         self._scheduler = Scheduler(
-            self.model.family, self._policy, self.queue, self.max_images, self._observer
+            self.model.family,
+            self._policy,
+            self.queue,
+            self.max_images,
+            self._observer,
+            check=self.model.check,
         )
         self.warmed = warmed
         log.info(

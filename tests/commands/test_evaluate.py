@@ -213,3 +213,10 @@ def test_weights_are_asked_for(runs: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = evaluate(runs / "png", "--reference", runs / "other")
     assert result.exit_code == 1
     assert "--inception FILE" in result.output
+
+
+@pytest.mark.parametrize("option", [("--device", "cuda"), ("--inception", "weights.pth")])
+def test_options_of_inception_are_not_for_the_demo(option: tuple[str, str], tmp_path: Path) -> None:
+    result = evaluate(tmp_path, "--reference", tmp_path, "--features", "demo", *option)
+    assert result.exit_code == 2
+    assert f"leave out {option[0]}" in result.output

@@ -78,3 +78,44 @@ def test_closed_streams(closed: str, pixel_plan: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "images" / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("code", "closed"),
+    [
+        ("import click; [click.echo('x' * 1000) for _ in range(1000)]", ">"),
+        ("import click; click.echo('x', err=True)", "2>"),
+        ("from disa.errors import DisaError; raise DisaError('x')", "2>"),
+        ("import click; click.get_current_context().exit(0)", ">"),
+    ],
+)
+def test_a_reader_that_ends_early_ends_a_command_quietly(code: str, closed: str) -> None:
+    command = (
+        "import click\n"
+        "from disa.commands.command import DisaCommand\n"
+        "@click.command(cls=DisaCommand)\n"
+        f"def main():\n    exec({code!r})\n"
+        "main()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    stream = {">": "stdout", "2>": "stderr"}[closed]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
+    done = subprocess.run([sys.executable, "-c", command], timeout=120, **streams)  # type: ignore[call-overload]
+    os.close(write)
+    assert not done.stdout
+    assert not done.stderr
+    assert done.returncode == (0 if "exit(0)" in code else 141)
+
+
+def test_help_into_a_reader_that_ends_early() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", INSPECT, "--help"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

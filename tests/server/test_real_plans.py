@@ -195,6 +195,21 @@ def test_images_are_those_of_disa_run_even_if_the_plan_is_deleted(
         assert all(len(other.result()) == 2 for other in others)
 
 
+def test_a_plan_that_is_overwritten_in_place_gives_no_images(
+    pixel_plan: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "pixels.plan"
+    plan.write_bytes(pixel_plan.read_bytes())
+    with served_plan(plan) as running:
+        request = {"prompt": "bag", "num_iterations": 2, "steps": "2"}
+        assert post(running.url, **request)
+        with plan.open("r+b") as file:
+            file.write(file.read(4))
+        answer = httpx.post(f"{running.url}/v1/images/generations", json=request)
+        assert answer.status_code == 500
+        assert "was overwritten while it was in use" in answer.json()["error"]["message"]
+
+
 @pytest.fixture(scope="session")
 def drawing_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The golden model of Harmon with a tokenizer, a decoder to pixels, and small images."""

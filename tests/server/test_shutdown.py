@@ -100,6 +100,13 @@ def test_draining_takes_no_longer_than_allowed() -> None:
         assert time.monotonic() - begin < PATIENCE
 
 
+def test_a_model_that_is_being_loaded_is_not_waited_for() -> None:
+    with process(load_seconds=10 * PATIENCE, drain_timeout=10 * PATIENCE) as (running, url):
+        until(lambda: httpx.get(url + "/health/live").status_code == 200)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(PATIENCE) == 0
+
+
 def test_a_second_signal_stops_at_once() -> None:
     with process(seconds=0.5, drain_timeout=60) as (running, url):
         until(lambda: ready(url))

@@ -3,8 +3,11 @@
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
+from heapq import nlargest
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from ....files import read_text, text_lines
 MAX_BYTES = 1 << 22
 MAX_NAME = 1000
 """Most characters of a class name; ImageNet's longest has 121."""
+COMPARED_LETTERS, COMPARED_NAMES, LIKELY_NAMES = 60, 10_000, 20
+"""Limits of the search for a similar name: a server searches on its event loop."""
 
 
 def read_labels(path: Path, classes: int | None = None) -> list[str]:
@@ -66,7 +71,8 @@ def find_class(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
             f"the plan has no class names, so {text!r} cannot be found: give the number of the "
             "class, or the names with --labels"
         )
-    known = _classes_by_name(names[:classes])
+    names = tuple(names[:classes])
+    known = _classes_by_name(names)
     found = known.get(text.casefold(), [])
     if len(found) == 1:
         return found[0]
@@ -76,10 +82,10 @@ def find_class(wanted: Any, classes: int, names: Sequence[str] | None) -> int:
             f"the name {text!r} belongs to the classes {', '.join(map(str, others))} and {last}: "
             "use the number of the class"
         )
-    near = get_close_matches(text.casefold()[:MAX_NAME], known, n=1)
+    near = _nearest(text.casefold(), names)
     hint = (
-        f"did you mean {names[known[near[0]][0]]!r}?"
-        if near
+        f"did you mean {names[known[near][0]]!r}?"
+        if near is not None
         else f"give a number from 0 to {classes - 1}, or a name such as {names[0]!r}"
     )
     raise InvalidRequest(f"there is no class {text[:MAX_NAME]!r}: {hint}")
@@ -96,7 +102,40 @@ def _number(wanted: Any) -> int:
         ) from None
 
 
-def _classes_by_name(names: Sequence[str]) -> dict[str, list[int]]:
+def _nearest(text: str, names: tuple[str, ...]) -> str | None:
+    """The name or synonym that is most similar to a text; None if there is no similar one.
+
+    Names are compared letter by letter only if they have many pairs of letters in common with the
+    text: that comparison takes up to a millisecond for each.
+    """
+    text = text[:COMPARED_LETTERS]
+    mask = _letter_pairs(text)
+
+    def shared(entry: tuple[str, int]) -> float:
+        own = entry[1]
+        return (own & mask).bit_count() / (own.bit_count() + mask.bit_count() or 1)
+
+    likely = [name for name, _ in nlargest(LIKELY_NAMES, _masks(names).items(), shared)]
+    return next(iter(get_close_matches(text, likely, n=1)), None)
+
+
+@lru_cache(4)
+def _masks(names: tuple[str, ...]) -> Mapping[str, int]:
+    """The `_letter_pairs` of each full name and of each synonym."""
+    known = islice(_classes_by_name(names), COMPARED_NAMES)
+    return {name: _letter_pairs(name[:COMPARED_LETTERS]) for name in known}
+
+
+def _letter_pairs(text: str) -> int:
+    """A number with a bit for each pair of neighbouring letters; a few pairs share a bit."""
+    mask = 0
+    for one, other in pairwise(text):
+        mask |= 1 << (ord(one) * 31 + ord(other)) % 509
+    return mask
+
+
+@lru_cache(4)
+def _classes_by_name(names: tuple[str, ...]) -> Mapping[str, list[int]]:
     """The classes of each full name and of each synonym in it."""
     found = defaultdict(list)
     for index, name in enumerate(names):

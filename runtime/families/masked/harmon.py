@@ -218,7 +218,7 @@ def parse_size(text: str | int, stride: int) -> Grid:
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", str(text).strip().lower())
     if not match:
         raise InvalidRequest(
-            f"a size must be pixels such as 512 or 640x384 (width x height), not {text!r}"
+            f"a size must be pixels such as 512 or 640x384 (width x height), not {str(text)[:80]!r}"
         )
     width, height = int(match[1]), int(match[2] or match[1])
     for side in (width, height):

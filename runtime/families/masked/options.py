@@ -85,7 +85,12 @@ class MaskedOptions(SamplingOptions):
                 raise InvalidRequest("the schedule sets the full passes: leave out refresh")
             object.__setattr__(self, "refresh", listed)
         if self.refresh is not None:
-            parse_refresh(self.refresh)
+            late = [n for n in parse_refresh(self.refresh).listed if n >= self.num_iterations]
+            if late:
+                raise InvalidRequest(
+                    f"full pass {min(late)} does not exist in {self.num_iterations} AR iterations "
+                    f"(0 to {self.num_iterations - 1}): leave it out of refresh"
+                )
         if self.tolerance and self.sampler not in ADAPTIVE_SAMPLERS:
             raise InvalidRequest(f"adaptive steps work with ddpm and ddim, not with {self.sampler}")
 

@@ -13,16 +13,19 @@ from .. import __version__
 from ..errors import DisaError
 from ..optional import is_memory_failure
 from .interrupt import EXIT_INTERRUPTED, INTERRUPTS, SENTENCE
-from .terminal import fill_closed_descriptors, plain_streams
+from .terminal import OutputClosed, fill_closed_descriptors, plain_streams
 
 EXIT_FAILURE = 1
+EXIT_OUTPUT_CLOSED = 141
+"""What a shell reports for a program that the signal SIGPIPE ended."""
 NO_MEMORY = "not enough memory: use a smaller --batch-size"
 
 
 class DisaCommand(click.Command):
     """A command that reports a failure as one sentence and a non-zero exit code.
 
-    Exit codes: 0 success, 1 failure, 2 wrong usage (from click), 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 wrong usage (from click), 130 interrupted, 141 if the reader
+    of the output has closed it, which is not reported.
     `--debug` shows the traceback of an error.
     """
 
@@ -44,7 +47,10 @@ class DisaCommand(click.Command):
         with INTERRUPTS.handled(), plain_streams(), warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
-            return super().main(*args, **kwargs)
+            try:
+                return super().main(*args, **kwargs)
+            except OutputClosed:
+                sys.exit(EXIT_OUTPUT_CLOSED)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:

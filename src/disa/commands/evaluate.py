@@ -15,7 +15,7 @@ from ..evaluation.image_sets import Runs
 from ..evaluation.reference import Statistics, open_reference
 from ..files import is_same
 from ..progress import progress_bar
-from .command import DisaCommand
+from .command import DisaCommand, refuse_options
 
 
 @click.command(
@@ -86,6 +86,8 @@ def main(
         if any(file and is_same(output, file) for file in (reference, inception)):
             raise click.UsageError(f"{output} is read: give another file for -o")
         check_writable(output)
+    if features == "demo":
+        refuse_options(("inception", "device"), "the classifier of the demo runs on the CPU")
     images = Runs(runs)
     extractor = _open_features(features, inception, device)
     other = open_reference(reference, extractor.width, precision_recall)

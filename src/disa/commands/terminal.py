@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 _COMMANDS = re.compile(
@@ -13,6 +13,13 @@ _COMMANDS = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 _STANDARD = (0, 1, 2)
+
+
+class OutputClosed(Exception):
+    """The reader of standard output or standard error has closed its end, as `head` does.
+
+    Not an OSError: click would end the process as after a failure, without a message.
+    """
 
 
 def printable(text: str) -> str:
@@ -24,7 +31,11 @@ def printable(text: str) -> str:
 
 
 class PlainWriter(io.TextIOWrapper):
-    """A text stream that writes `printable` text, and escapes characters outside its encoding."""
+    """A text stream that writes `printable` text, and escapes characters outside its encoding.
+
+    Raises:
+        OutputClosed: from `write` and `flush`, if nobody reads the stream any more.
+    """
 
     def __init__(self, stream: Any) -> None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -43,8 +54,33 @@ class PlainWriter(io.TextIOWrapper):
         shown = printable(text)
         if self.ascii_only:
             shown = shown.encode("ascii", "backslashreplace").decode("ascii")
-        super().write(shown)
+        with self._until_closed():
+            super().write(shown)
         return len(text)
+
+    def flush(self) -> None:
+        with self._until_closed():
+            super().flush()
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError as error:
+            self._discard()
+            raise OutputClosed from error
+
+    def _discard(self) -> None:
+        """Connect the descriptor to the null device.
+
+        The text that is left in the buffer would fail again when the process ends.
+        """
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(null, self.fileno())
+            finally:
+                os.close(null)
 
 
 @contextmanager
@@ -76,7 +112,7 @@ def _release(writer: PlainWriter) -> None:
     """Flush the writer and leave the underlying stream open."""
     try:
         writer.detach()
-    except (OSError, ValueError):
+    except (OSError, ValueError, OutputClosed):
         return
 
 

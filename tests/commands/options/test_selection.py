@@ -112,6 +112,20 @@ def test_unusable_lines(line: str, tmp_path: Path) -> None:
         select(classes(), rows=tmp_path / "rows.jsonl")
 
 
+@pytest.mark.parametrize("value", ['["a dog"]', '{"text": "a dog"}', "5", "true"])
+def test_a_prompt_in_a_line_is_text(value: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": {value}}}')
+    with pytest.raises(DisaError, match="row 1 is not text"):
+        select(PROMPTS, rows=tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("value", ["[1]", "1.0", "true"])
+def test_a_class_in_a_line_is_a_number_or_a_name(value: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f'{{"class": {value}}}')
+    with pytest.raises(DisaError, match="row 1 is not a number or a name"):
+        select(classes(), rows=tmp_path / "rows.jsonl")
+
+
 def test_metadata_of_prompts(tmp_path: Path) -> None:
     file = tmp_path / "evaluation_metadata.jsonl"
     lines = [{"tag": "single_object", "prompt": "a bench"}, {"tag": "counting", "prompt": "a cow"}]

@@ -94,6 +94,24 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def test_only_a_plan_that_is_overwritten_in_place_changes_what_is_mapped(
+    plan_path: Path, plan_bytes: bytes
+) -> None:
+    with Plan.open(plan_path) as plan:
+        plan.check_not_overwritten()
+        other = plan_path.with_name("other")
+        other.write_bytes(plan_bytes)
+        other.replace(plan_path)
+        plan.check_not_overwritten()
+        plan_path.unlink()
+        plan.check_not_overwritten()
+    plan_path.write_bytes(plan_bytes)
+    with Plan.open(plan_path) as plan:
+        os.utime(plan_path, ns=(0, 0))
+        with pytest.raises(DisaError, match="was overwritten while it was in use"):
+            plan.check_not_overwritten()
+
+
 def test_archives_that_are_no_plans(tmp_path: Path, plan_path: Path) -> None:
     with Plan.open(plan_path) as plan:
         members = {name: bytes(plan.read(name)) for name in plan.manifest.members}

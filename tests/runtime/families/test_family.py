@@ -215,3 +215,28 @@ def test_equal_steps_are_stored_once() -> None:
     steps = [Steps(step_table("ddpm", count), 0.0, lambda table, kept: table) for count in (3, 4)]  # type: ignore[arg-type]
     assert [plans.index(key, steps[key == "b"]) for key in "abab"] == [0, 1, 0, 1]
     assert plans.plans == steps
+
+
+@pytest.mark.parametrize("name", ["mar", "harmon", "flowar_s"])
+def test_a_cohort_that_could_not_be_formed_is_stepped_again(
+    name: str, pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server does with the samples of a batch for which memory ran out."""
+    pipe = pipelines(name)
+    family: Any = pipe.family
+    [alone] = started(pipe, name, {})
+    for _ in range(2):
+        family.step([alone], Stats())
+    samples = started(pipe, name, {}, {})
+    family.step(samples, Stats())
+
+    def fail(samples: Any) -> dict[str, Any]:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(family, "_constants", fail)
+        with pytest.raises(MemoryError):
+            family.step(samples[:1], Stats())
+    assert samples[0].iteration == 1
+    family.step(samples[:1], Stats())
+    np.testing.assert_allclose(tokens_of(name, samples[0], 1), tokens_of(name, alone, 1), atol=1e-5)

@@ -72,6 +72,9 @@ def test_parse_steps() -> None:
     for wrong in ["", "a:b", "50:", ":5", "50:5:1", "-5", "5.5"]:
         with pytest.raises(DisaError, match="UPPER:LOWER"):
             parse_steps(wrong)
+    with pytest.raises(DisaError) as caught:
+        parse_steps("x" * 1_000_000)
+    assert len(str(caught.value)) < 200, "a server sends it back"
 
 
 def test_fitted_counts_are_taken_as_they_are() -> None:

@@ -143,6 +143,28 @@ def test_prompts_for_a_model_that_takes_them(page: Page) -> None:
     expect(page.get_by_label("Model")).to_have_value("texts")
 
 
+def test_images_are_those_of_the_model_that_is_shown(page: Page) -> None:
+    held: list[Any] = []
+    page.route("**/v1/models/texts", lambda route: held.append(route))
+    page.get_by_label("Model").select_option("texts")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("alert")).to_have_text("The model texts is not loaded yet.")
+    expect(page.locator("#grid img")).to_have_count(0)
+    page.get_by_label("Model").select_option("classes")
+    page.get_by_role("spinbutton", name="Images").fill("1")
+    held[0].continue_()
+    page.wait_for_load_state("networkidle")
+    expect(page.get_by_label("Class", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("img", name="apple", exact=True)).to_have_count(1)
+
+
+def test_a_link_to_a_model_that_is_not_served(page: Page) -> None:
+    page.goto(f"{page.url}#model=other&prompt=0")
+    expect(page.get_by_role("alert")).to_have_text("This server has no model other.")
+    expect(page.get_by_label("Model")).to_have_value("classes")
+
+
 def test_what_runs_can_be_stopped(page: Page, running: RunningServer) -> None:
     page.get_by_label("AR iterations").fill("64")
     page.get_by_role("button", name="Generate").click()

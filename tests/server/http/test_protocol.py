@@ -83,3 +83,75 @@ def test_unused_connections_stay_open_longer_than_clients_use_them(
     kept_by_clients = httpx.Limits().keepalive_expiry
     assert kept_by_clients is not None
     assert served.server.config.timeout_keep_alive > kept_by_clients
+
+
+def connect(url: str, buffer: int | None = None) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    if buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(PATIENCE)
+    connection.connect((host, int(port)))
+    return connection
+
+
+def test_the_rest_of_a_body_that_nobody_reads_does_not_hold_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GuardedProtocol, "header_seconds", 0.5)
+    with running_server() as running, connect(running.url) as dripping:
+        head = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
+        dripping.sendall(head.encode())
+        assert b"415" in dripping.recv(100), "it is answered before its body has arrived"
+        assert not sends_byte_by_byte(dripping, b"x" * 200)
+        until(lambda: not running.server.server_state.connections)
+
+
+def test_a_body_that_arrives_late_but_in_time_is_followed_by_other_requests(
+    served: RunningServer,
+) -> None:
+    with connect(served.url) as late:
+        late.sendall(f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n".encode())
+        assert b"415" in late.recv(100)
+        until(lambda: served.server.server_state.total_requests)
+        late.sendall(b"xxxx")
+        late.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        answers = b""
+        while b"alive" not in answers:
+            part = late.recv(1000)
+            assert part
+            answers += part
+        assert b"200 OK" in answers
+
+
+def test_a_client_that_leaves_a_little_unread_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.5)
+    with running_server() as running, connect(running.url, 4096) as lazy:
+        state = running.server.server_state
+        result_id = asyncio.run(running.service.results.add(bytes(30_000), "image/png"))
+        request = f"GET /v1/images/{result_id} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+        [connection] = wait_for_one(running)
+        for number in range(1, 2000):
+            lazy.sendall(request)
+            until(lambda number=number: state.total_requests == number)  # type: ignore[misc]
+            if waiting := connection.transport.get_write_buffer_size():
+                break
+        assert 0 < waiting < 64 << 10, "less than a stream's usual limit"
+        until(lambda: not state.connections)
+
+
+def wait_for_one(running: RunningServer) -> list[GuardedProtocol]:
+    until(lambda: running.server.server_state.connections)
+    return list(running.server.server_state.connections)  # type: ignore[arg-type]
+
+
+def test_too_many_connections_are_refused_like_everything_else() -> None:
+    with running_server(settings=ServerSettings(port=0, max_connections=3)) as running:
+        with connect(running.url), connect(running.url):
+            until(lambda: len(running.server.server_state.connections) == 2)
+            refused = httpx.post(running.url + ROUTE, json={"prompt": "0"}, timeout=PATIENCE)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "too_many_connections"
+            assert "retry-after" in refused.headers
+        until(lambda: not running.server.server_state.connections)
+        assert is_served(running.url)

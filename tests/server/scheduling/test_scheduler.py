@@ -159,6 +159,23 @@ def test_what_fails_at_the_start_or_the_end_fails_alone(stage: str) -> None:
     assert [one.good for one in images] == [True, True, True, False, True]
 
 
+def test_no_image_of_changed_weights_is_given_out() -> None:
+    bench = Bench()
+
+    def check() -> None:
+        if bench.now > 0:
+            raise EngineError("the weights changed")
+
+    bench.scheduler.check = check
+    running = bench.submit(3)
+    bench.scheduler.tick()
+    bench.now = 1.0
+    waiting = bench.submit(2)
+    bench.run()
+    assert {str(one.error) for one in (*running, *waiting)} == {"the weights changed"}
+    assert all(len(one.events) == 1 for one in waiting), "they are not even started"
+
+
 def test_numbers_that_are_not_finite_fail_their_image() -> None:
     bench = Bench()
     bench.family.finite = lambda sample: sample.request.noise.seed != 1

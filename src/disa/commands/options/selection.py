@@ -218,6 +218,10 @@ def _select_rows(options: SelectionOptions, conditions: Conditions) -> Selection
             )
         if row.get(field) in (None, ""):
             raise DisaError(f"{where} has no {field}")
+        # Other values of JSON have a text too, but nobody means it.
+        if type(row[field]) is not str and (field == "prompt" or type(row[field]) is not int):
+            wanted = "text" if field == "prompt" else "a number or a name"
+            raise DisaError(f"the {field} of {where} is not {wanted}: {str(row[field])[:40]!r}")
         indices.append(_whole(row.get("index"), number - 1, f"index of {where}"))
         seeds.append(_whole(row.get("seed"), options.seed, f"seed of {where}"))
         texts.append(str(row[field]))

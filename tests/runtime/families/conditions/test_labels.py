@@ -1,3 +1,4 @@
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,23 @@ def test_files_of_any_length_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(labels, "MAX_BYTES", 3)
     with pytest.raises(DisaError):
         read_labels(tmp_path / "labels.txt")
+
+
+def test_a_similar_name_is_found_in_little_time() -> None:
+    """A server looks for it on its event loop: comparing a text with all names took 0.3 s."""
+    names = [f"great white terrier {n}, golden retriever {n}, sports car {n}" for n in range(2000)]
+    compared: list[str] = []
+
+    class Counted(SequenceMatcher):  # type: ignore[type-arg]
+        def set_seq1(self, a: Any) -> None:
+            compared.append(a)
+            super().set_seq1(a)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("difflib.SequenceMatcher", Counted)
+        with pytest.raises(InvalidRequest, match="did you mean 'great white terrier 77, golden"):
+            find_class("goldn retrievr 77", len(names), names)
+    # The matcher sets an empty text when it is made.
+    assert 1 < len(compared) <= 1 + labels.LIKELY_NAMES
+    with pytest.raises(InvalidRequest, match="no class"):
+        find_class("golden retriever " * 50, len(names), names)

@@ -76,6 +76,11 @@ def test_full_passes() -> None:
     assert [every.is_full(i) for i in range(6)] == [True, True, True, False, False, True]
     with pytest.raises(InvalidRequest, match="full passes are EVERY:FIRST"):
         MaskedOptions(refresh="often")
+    for listed, late in (("0,1,99", 99), ("0,64,70", 64)):
+        with pytest.raises(InvalidRequest, match=f"full pass {late} does not exist in 64 AR"):
+            MaskedOptions(refresh=listed)
+    for fits in ("0,63", "100:5", "5:100"):
+        assert MaskedOptions(refresh=fits).refresh == fits
     schedule = FittedSchedule((9, 5, 3), refresh=(0, 2))
     for given in (None, "0,2"):
         options = MaskedOptions(num_iterations=3, schedule=schedule, refresh=given)
