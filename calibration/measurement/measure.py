@@ -21,6 +21,8 @@ from .tradeoff import AdaptivePoint, Tradeoff, adaptive_points, measure_tradeoff
 
 COUNTS = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50)
 TOLERANCES = (0.02, 0.05, 0.1, 0.2)
+LEAST_IMAGES = 16
+"""Images before intervals are believed: those of fewer are too narrow, or narrow by chance."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def measure(
         options: sampling options; their schedule is not used.
         conditions: one for each image; fewer images are generated if `precision` is reached.
         many: steps of each AR iteration whose samples count as exact.
-        precision: stop when `tightness` is at most this.
+        precision: stop when `tightness` is at most this, but not before `LEAST_IMAGES`.
         base: schedule whose steps adaptive denoising may skip.
         carry: weight of an error in each AR iteration, [iterations]; see `error_propagation`.
         advance: called with the number of images after each batch.
@@ -91,7 +93,8 @@ def measure(
     )
     batches: list[list[Observation]] = []
     generated, reached = 0, float("inf")
-    while generated < len(conditions) and reached > precision:
+    least = min(LEAST_IMAGES, len(conditions))
+    while generated < least or (generated < len(conditions) and reached > precision):
         size = min(batch_size, len(conditions) - generated)
         if len(conditions) - generated - size == 1:
             size += 1  # a batch of one image has no variance between images

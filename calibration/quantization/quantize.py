@@ -27,6 +27,7 @@ from ...runtime.pipeline import Pipeline
 from ...runtime.sessions import ON_DEMAND
 from ...runtime.stats import Stats
 from ...scratch import scratch_folder
+from ..spread import spread_classes
 from .graph_session import GraphSession, RangeSession, scales_of
 from .matmuls import Matmul
 from .options import QuantizeOptions
@@ -167,11 +168,7 @@ class _Job:
                 f"a {self.plan.manifest.family} model takes classes, not prompts: leave the "
                 "prompts out"
             )
-        # A stride that is coprime to the number of classes reaches all of them.
-        stride = max(1, round(classes * 0.618))
-        while np.gcd(stride, classes) != 1:
-            stride += 1
-        return [index * stride % classes for index in range(count)]
+        return list(spread_classes(classes, count))
 
     def _generate(
         self, sessions: Mapping[str, Session], sampling: Any, images: range, what: str

@@ -24,6 +24,7 @@ from ..calibration.calibrate import (
 from ..calibration.measurement.measure import Measurement
 from ..calibration.measurement.record import read_measurement
 from ..calibration.measurement.refresh import check_cached_backbone
+from ..calibration.spread import spread_classes
 from ..checked_json import any_object
 from ..engines.open import ENGINES
 from ..engines.plan.plan import Plan
@@ -276,7 +277,7 @@ def prepare(path: Path) -> None:
 def choose_conditions(
     pipe: Pipeline, num: int, prompts: tuple[str, ...], prompt_file: Path | None
 ) -> list[Any]:
-    """The condition of each image: the classes in turn, or the prompts.
+    """The condition of each image: classes from the whole range, or the prompts.
 
     Raises:
         DisaError: the model takes classes and prompts are given, or no usable prompt is given.
@@ -289,7 +290,7 @@ def choose_conditions(
             f"a {pipe.plan.manifest.family} model takes classes, not prompts: leave out --prompt "
             "and --prompt-file"
         )
-    return repeat_in_turn(range(pipe.family.classes), num)
+    return list(spread_classes(pipe.family.classes, num))
 
 
 def read_again(path: Path, plan: Plan) -> tuple[Measurement, dict[str, Any]]:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disa.calibration.measurement.measure import TOLERANCES, measure
+from disa.calibration.measurement.measure import LEAST_IMAGES, TOLERANCES, measure
 from disa.engines.session import Session
 from disa.errors import DisaError
 from disa.runtime.pipeline import Pipeline
@@ -67,8 +68,8 @@ def test_the_seed_decides(pixel_pipeline: Pipeline) -> None:
 
 def test_it_stops_when_the_intervals_are_tight(pixel_pipeline: Pipeline) -> None:
     options = pixel_pipeline.options(num_iterations=2)
-    measured = measure(pixel_pipeline, options, [0] * 9, **{**QUICK, "precision": 100.0})
-    assert measured.images == 3
+    measured = measure(pixel_pipeline, options, [0] * 30, **{**QUICK, "precision": 100.0})
+    assert measured.images == math.ceil(LEAST_IMAGES / QUICK["batch_size"]) * QUICK["batch_size"]
 
 
 def test_too_little_to_measure(pixel_pipeline: Pipeline) -> None:
