@@ -135,8 +135,8 @@ class Plan:
             return
         if identity[:2] == self._identity[:2] and identity != self._identity:
             raise DisaError(
-                f"{self.path} was overwritten while it was in use: start again, and replace a plan "
-                "by renaming a file"
+                f"{self.path.name} was overwritten while it was in use: start again, and replace a "
+                "plan by renaming a file"
             )
 
     def check(self, progress: Callable[[int], object] = lambda count: None) -> None:

@@ -207,7 +207,9 @@ def test_a_plan_that_is_overwritten_in_place_gives_no_images(
             file.write(file.read(4))
         answer = httpx.post(f"{running.url}/v1/images/generations", json=request)
         assert answer.status_code == 500
-        assert "was overwritten while it was in use" in answer.json()["error"]["message"]
+        message = answer.json()["error"]["message"]
+        assert "pixels.plan was overwritten while it was in use" in message
+        assert str(tmp_path) not in message
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ class MaskedFamily(BaseFamily[S]):
         options = super().options(overrides)
         if options.refresh is not None and "reuse" not in self._plan.manifest.graphs:
             raise InvalidRequest(
-                f"{self._plan.path} has no cached backbone, which refresh needs: export "
+                f"{self._plan.path.name} has no cached backbone, which refresh needs: export "
                 "the checkpoint again with --cached-backbone"
             )
         return options
