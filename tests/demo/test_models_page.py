@@ -71,7 +71,7 @@ def test_the_page_has_the_measurements(results: Path, tmp_path: Path) -> None:
     assert "27.1 dB, a Fréchet distance of 0.59 and an accuracy of 91.8%" in text
     assert "| MAR | 3 | 64 | 0.500 to 0.100, falls | 0.500 to 0.450, stays |" in text
     assert "0.100 to 0.200, rises" in text
-    assert "| fitted  | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
+    assert "| fitted | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
     assert "| adaptive 50:5 0.05 | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
     ran = "ONNX Runtime CPUExecutionProvider fp32"
     assert f"| xAR | fp32 | {ran} | 95.0% | 3.00 |" in text
