@@ -1,0 +1,57 @@
+"""Matmuls in bf16 beside operations that need fp32; processors without bf16 can check it too."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from onnx import helper, numpy_helper
+
+from disa.engines.openvino.model import cast_matmuls, has_angles, read_model
+from disa.engines.plan.plan import Plan
+
+from ..tiny_graphs import graph, write_int8_plan, write_plan
+
+WEIGHT = numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+
+
+def model_of(path: Path) -> tuple[Any, list[Any]]:
+    with Plan.open(path) as plan:
+        return read_model(openvino, openvino.Core(), plan, "head")
+
+
+def matmuls(model: Any) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+
+
+def operand_types(node: Any) -> list[str]:
+    return [value.get_element_type().get_type_name() for value in node.input_values()]
+
+
+@pytest.mark.parametrize("operation", ["Sin", "Cos", "Tanh"])
+def test_sines_and_cosines_are_angles(operation: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node(operation, ["x"], ["y"])]
+    model, _ = model_of(write_plan(tmp_path / "a.plan", [graph(*nodes)]))
+    assert has_angles(model) == (operation != "Tanh")
+
+
+def test_only_matmuls_are_cast(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sin", ["x"], ["sine"]),
+        helper.make_node("MatMul", ["sine", "weight"], ["product"]),
+        helper.make_node("Tanh", ["product"], ["y"]),
+    ]
+    path = write_plan(tmp_path / "a.plan", [graph(*nodes, constants=[WEIGHT])])
+    model, _kept = model_of(path)
+    cast_matmuls(openvino, model)
+    [matmul] = matmuls(model)
+    assert operand_types(matmul) == ["bf16", "bf16"]
+    others = [n for n in model.get_ordered_ops() if n.get_type_name() in ("Sin", "Tanh", "Result")]
+    assert [operand_types(node) for node in others] == [["f32"]] * 3
+
+
+def test_matmuls_in_int8_stay_so(tmp_path: Path) -> None:
+    model, _kept = model_of(write_int8_plan(tmp_path / "a.plan"))
+    cast_matmuls(openvino, model)
+    assert [operand_types(node) for node in matmuls(model)] == [["f32", "f32"]]
