@@ -64,6 +64,12 @@ def test_what_differs_is_named_where_both_have_images() -> None:
     assert SEED.differences(Selection.of_seed([4, 0], 8, 10)) == ["classes", "seed"]
     assert LISTED.differences(Selection([8, 3], ["a cat", "a hen"], [1, 3])) == ["prompts", "seeds"]
     assert LISTED.differences(Selection([8], ["a cat"], [1])) == []
+    assert LISTED.differences(Selection([8], ["a hen"], [1])) == ["prompts"]
+    assert Selection([8], ["a hen"], [1]).differences(LISTED) == ["prompts"]
+
+
+def test_numbers_fit_into_64_bits() -> None:
+    assert MAX_INDEX.bit_length() == 63
 
 
 def test_numbers_are_given_once() -> None:

@@ -65,6 +65,15 @@ def test_a_shard_that_exists_is_kept(tmp_path: Path) -> None:
     assert list(store.names()) == ["000000.tar"]
 
 
+def test_a_shard_with_parts_left_is_not_finished(tmp_path: Path) -> None:
+    """A worker was stopped after it had written the shard, and before it deleted its parts."""
+    store = LocalStore(tmp_path)
+    for name in ("000001.tar", "000002.tar"):
+        (tmp_path / name).write_bytes(b"whole")
+    write(store, 4, 7)
+    assert FORMAT.progress(store, TEN).shards == {Shard(8, 10)}
+
+
 @pytest.mark.parametrize(
     "name",
     [
