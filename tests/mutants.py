@@ -22,8 +22,8 @@ Survivors that were read and left, by kind:
 - what means the same: the second in which a zip file's time begins (it counts in twos), the
   checksum of a member before its data is written (it is patched after that), a scale of exactly 1
   in the key of FlowAR's step plans, 20 digits instead of 19 in an ONNX file (no file is so long),
-  and `position + size > len(directory)` in the archive, where equality cannot be because a member
-  has a name;
+  the size to which a partial plan is cut (what is left is overwritten), and `position + size >
+  len(directory)` in the archive, where equality cannot be because a member has a name;
 - what cannot be: pixels without a size (`StoredImage.pixels`, `or 0`).
 
 What is mutated: comparisons, arithmetic, `and`/`or`, `not`, whole numbers, True and False, and the
