@@ -132,6 +132,7 @@ def test_latents_are_told(golden_plan: Any, runs: Path, tmp_path: Path) -> None:
         ("missing/fid.json", 1, "cannot be written: No such file"),
         (".", 1, "it is a folder"),
         ("reference.npz", 2, "reference.npz is read: give another file for -o"),
+        ("run.json", 2, "run.json is the record of a run: give another file for -o"),
     ],
 )
 def test_an_unusable_output_is_told_before_the_work(
@@ -142,12 +143,14 @@ def test_an_unusable_output_is_told_before_the_work(
 
     monkeypatch.setattr(evaluate_module, "Runs", never)
     np.savez(tmp_path / "reference.npz", mu=np.zeros(2), sigma=np.eye(2))
+    (tmp_path / "run.json").write_text("{}")
     before = (tmp_path / "reference.npz").read_bytes()
     reference = ["--reference", tmp_path / "reference.npz"]
     result = evaluate(runs / "png", *reference, "-o", tmp_path / output)
     assert result.exit_code == code
     assert told in " ".join(result.output.split())
     assert (tmp_path / "reference.npz").read_bytes() == before
+    assert (tmp_path / "run.json").read_text() == "{}"
 
 
 def test_a_result_that_cannot_be_written_is_shown(

@@ -15,6 +15,7 @@ from ..evaluation.image_sets import Runs
 from ..evaluation.reference import Statistics, open_reference
 from ..files import is_same
 from ..progress import progress_bar
+from ..runtime.outputs.record import RECORD
 from .command import DisaCommand, refuse_options
 
 
@@ -85,6 +86,8 @@ def main(
     if output:
         if any(file and is_same(output, file) for file in (reference, inception)):
             raise click.UsageError(f"{output} is read: give another file for -o")
+        if output.name == RECORD and output.exists():
+            raise click.UsageError(f"{output} is the record of a run: give another file for -o")
         check_writable(output)
     if features == "demo":
         refuse_options(("inception", "device"), "the classifier of the demo runs on the CPU")
