@@ -81,10 +81,10 @@ def ends(means: list[float]) -> tuple[float, float]:
 
 
 def signal_table(observed: Mapping[str, Observations]) -> str:
-    """A table with the change of each signal from the first to the last AR iterations."""
+    """A table with each signal's change over the AR iterations, and the fitted steps of each."""
     lines = [
-        f"| family | AR iterations | images | {' | '.join(SIGNALS.values())} |",
-        f"|---|---:|---:{'|---:' * len(SIGNALS)}|",
+        f"| family | AR iterations | images | {' | '.join(SIGNALS.values())} | fitted steps |",
+        f"|---|---:|---:{'|---:' * len(SIGNALS)}|---|",
     ]
     for family, content in observed.items():
         if "signals" not in content:
@@ -96,7 +96,8 @@ def signal_table(observed: Mapping[str, Observations]) -> str:
             trend = "falls" if last <= FALLS * first else "rises" if last > first else "stays"
             cells.append(f"{first:.3f} to {last:.3f}, {trend}")
         iterations = len(measured["signals"]["variance"]["mean"])
-        cells = [NAMES[family], str(iterations), str(measured["images"]), *cells]
+        fitted = ", ".join(map(str, measured["steps"]))
+        cells = [NAMES[family], str(iterations), str(measured["images"]), *cells, fitted]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -168,7 +168,7 @@ class _Job:
                 f"a {self.plan.manifest.family} model takes classes, not prompts: leave the "
                 "prompts out"
             )
-        return list(spread_classes(classes, count))
+        return spread_classes(classes, count)
 
     def _generate(
         self, sessions: Mapping[str, Session], sampling: Any, images: range, what: str

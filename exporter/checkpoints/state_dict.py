@@ -98,16 +98,22 @@ def check_range(
     """
     for key, tensor in state.items():
         dtype = dtypes[key]
-        if torch.finfo(tensor.dtype).max <= torch.finfo(dtype).max or not tensor.numel():
-            continue
-        # Rounding keeps the order of values, so the extremes decide.
-        extremes = torch.stack(torch.aminmax(tensor))
-        if not bool(torch.isfinite(extremes.to(dtype)).all()):
-            largest = extremes.abs().max().item()
+        if (largest := overflowing(tensor, dtype)) is not None:
             raise DisaError(
                 f"{where}: the tensor {key} has values up to {largest:.3g}, which are infinite in "
-                f"{_dtype(extremes.to(dtype))}: the training diverged or the file is damaged"
+                f"{_dtype(torch.empty(0, dtype=dtype))}: the training diverged or the file is "
+                "damaged"
             )
+
+
+def overflowing(tensor: Tensor, dtype: torch.dtype) -> float | None:
+    """The largest absolute value of a tensor if it is finite, and infinite in `dtype`."""
+    if torch.finfo(tensor.dtype).max <= torch.finfo(dtype).max or not tensor.numel():
+        return None
+    # Rounding keeps the order of values, so the extremes decide.
+    largest = torch.stack(torch.aminmax(tensor)).abs().max()
+    infinite = torch.isfinite(largest) and not torch.isfinite(largest.to(dtype))
+    return float(largest) if infinite else None
 
 
 def shape_of(

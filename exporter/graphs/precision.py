@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import DisaError
+from ..checkpoints.state_dict import overflowing
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -49,15 +50,10 @@ def set_precision(module: ModuleT, precision: Precision) -> ModuleT:
 
 def _check_range(layer: str, module: nn.Module, precision: Precision) -> None:
     for name, weight in module.named_parameters(layer):
-        if weight.dtype == precision.dtype or weight.is_meta or not weight.numel():
+        if weight.is_meta:
             continue
-        # Rounding keeps the order of values, so the extremes decide.
-        extremes = torch.stack(torch.aminmax(weight.detach()))
-        if (
-            torch.isfinite(extremes).all()
-            and not torch.isfinite(extremes.to(precision.dtype)).all()
-        ):
+        if (largest := overflowing(weight.detach(), precision.dtype)) is not None:
             raise DisaError(
-                f"the weight {name} has values up to {extremes.abs().max().item():.3g}, which are "
-                f"infinite in {precision}: choose another precision, such as fp32"
+                f"the weight {name} has values up to {largest:.3g}, which are infinite in "
+                f"{precision}: choose another precision, such as fp32"
             )

@@ -22,9 +22,9 @@ class GuardedProtocol(H11Protocol):
 
     A client must send the complete head of its first request within `header_seconds` after it
     connected, and that of a later request within that time after its first byte; the same is true
-    of the rest of a body when the request is answered already. A client that reads less than
-    `write_bytes` in `write_seconds` while data waits for it, and not all of it, is disconnected;
-    its images are dropped and the event loop is never blocked.
+    of the rest of a body when the request is answered already. While data waits for a client, it
+    must read `write_bytes` or all of them in `write_seconds`; otherwise it is disconnected and its
+    images are dropped. The event loop is never blocked.
 
     Beyond uvicorn's `limit_concurrency` requests are refused like those of a full queue: uvicorn
     itself would answer in plain text.

@@ -35,7 +35,7 @@ def observed() -> dict[str, Any]:
     real = {"accuracy": 0.93, "distance": 0.03}
     schedules = ["constant 50", "linear 50:5", "fitted work/fitted.json", "adaptive 50:5 0.05"]
     return {
-        "signals": {"signals": signals, "images": 64},
+        "signals": {"signals": signals, "images": 64, "steps": [9, 8, 7]},
         "schedules": {
             "rows": [row(name) for name in schedules],
             "real": real,
@@ -70,6 +70,7 @@ def test_the_page_has_the_measurements(results: Path, tmp_path: Path) -> None:
     assert "<!--" not in text
     assert "27.1 dB, a Fréchet distance of 0.59 and an accuracy of 91.8%" in text
     assert "| MAR | 3 | 64 | 0.500 to 0.100, falls | 0.500 to 0.450, stays |" in text
+    assert "| 9, 8, 7 |" in text
     assert "0.100 to 0.200, rises" in text
     assert "| fitted | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text
     assert "| adaptive 50:5 0.05 | 100 | 1,234 | 61 | 95.0% | 3.00 |" in text

@@ -1,5 +1,6 @@
 """Folders and .npz files as sets of images."""
 
+import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,16 +119,23 @@ def test_arrays_that_are_not_images(array: np.ndarray, tmp_path: Path) -> None:
         NpzImages(tmp_path / "a.npz")
 
 
+def write_npz(path: Path, member: bytes, method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("arr_0.npy", member)
+
+
+def member_of(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def test_an_npz_that_ends_too_early(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
-    with zipfile.ZipFile(tmp_path / "a.npz") as file:
-        member = file.read("arr_0.npy")
-    with zipfile.ZipFile(tmp_path / "b.npz", "w") as file:
-        file.writestr("arr_0.npy", member[:-100])
+    member = member_of(np.zeros((4, 8, 8, 3), np.uint8))
+    write_npz(tmp_path / "b.npz", member[:-100])
     with pytest.raises(DisaError, match="ends too early"):
         NpzImages(tmp_path / "b.npz")
-    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("arr_0.npy", member[:-100])
+    write_npz(tmp_path / "b.npz", member[:-100], zipfile.ZIP_DEFLATED)
     data = bytearray((tmp_path / "b.npz").read_bytes())
     size = data.index(b"PK\x01\x02") + 24  # Of the member, in the table of contents.
     data[size : size + 4] = len(member).to_bytes(4, "little")
@@ -150,11 +158,8 @@ def test_an_npz_with_a_forged_shape(shape: tuple[int, ...], tmp_path: Path) -> N
 
 
 def test_an_npz_that_numpy_does_not_write(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
-    with zipfile.ZipFile(tmp_path / "a.npz") as file:
-        member = file.read("arr_0.npy")
-    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_LZMA) as file:
-        file.writestr("arr_0.npy", member)
+    member = member_of(np.zeros((2, 4, 4, 3), np.uint8))
+    write_npz(tmp_path / "b.npz", member, zipfile.ZIP_LZMA)
     with pytest.raises(DisaError, match="another method than NumPy's"):
         NpzImages(tmp_path / "b.npz")
 

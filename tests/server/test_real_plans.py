@@ -66,7 +66,7 @@ def test_mixed_images_that_join_late_are_those_of_the_pipeline(
 
 
 def test_mixed_images_of_a_cached_backbone(cached_backbone_plan: Path) -> None:
-    """With and without a memory, and with different full passes, in one batch."""
+    """With and without cached passes, and with different full passes, in one batch."""
     pipe = Pipeline.from_plan(cached_backbone_plan, "cpu")
     common = {"num_iterations": 7, "steps": "4:2"}
     each: list[dict[str, Any]] = [

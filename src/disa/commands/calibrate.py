@@ -290,7 +290,7 @@ def choose_conditions(
             f"a {pipe.plan.manifest.family} model takes classes, not prompts: leave out --prompt "
             "and --prompt-file"
         )
-    return list(spread_classes(pipe.family.classes, num))
+    return spread_classes(pipe.family.classes, num)
 
 
 def read_again(path: Path, plan: Plan) -> tuple[Measurement, dict[str, Any]]:
