@@ -13,6 +13,7 @@ def make_router(service: Service) -> APIRouter:
     """The routes that need no key: health and metrics."""
     router = APIRouter()
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> JSONResponse:
         """Status 503 if the thread of a model has ended unexpectedly: restart the server."""
@@ -23,6 +24,8 @@ def make_router(service: Service) -> APIRouter:
         ]
         return JSONResponse({"status": "dead" if dead else "alive"}, 503 if dead else 200)
 
+    @router.head("/health/ready", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
     @router.get("/health/ready")
     @router.get("/health")
     async def ready() -> JSONResponse:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 
 from ...errors import DisaError
 from .model import Model, WarmUp, warm_up
@@ -37,6 +38,9 @@ class Worker:
         policy, max_images: see `Scheduler`.
         max_queue: largest number of waiting images.
         warm_up_seconds: see `warm_up`.
+
+    Attributes:
+        failure: why the model cannot be loaded, or cannot be used any more; None if it can.
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class Worker:
             self.queue,
             self.max_images,
             self._observer,
-            check=self.model.check,
+            check=partial(self._check, self.model),
         )
         self.warmed = warmed
         log.info(
@@ -158,8 +162,19 @@ class Worker:
         )
         self._serve(self._scheduler)
 
+    def _check(self, model: Model) -> None:
+        try:
+            model.check()
+        except DisaError as error:
+            self.failure = str(error)
+            raise
+
     def _serve(self, scheduler: Scheduler) -> None:
         while True:
+            if self.failure is not None:
+                scheduler.abandon(DisaError(self.failure))
+                self.drain()
+                return
             if self._abandoned.is_set():
                 scheduler.abandon(Draining("the server is shutting down: try again later"))
             try:

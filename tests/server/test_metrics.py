@@ -88,6 +88,9 @@ def test_images_that_end_in_the_queue_are_counted() -> None:
 
 def test_health(client: httpx.Client) -> None:
     assert client.get("/health/live").json() == {"status": "alive"}
+    for path in ("/health/live", "/health", "/health/ready"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     for path in ("/health", "/health/ready"):
         state = client.get(path)
         assert state.status_code == 200

@@ -22,6 +22,7 @@ from disa.runtime.generation import Request
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.sampling.noise import PhiloxNoise
 from disa.server.metrics import Metrics
+from disa.server.run import DrainingServer
 from disa.server.scheduling.model import load_plan, plan_name
 from disa.server.scheduling.policy import JoinAtOnce
 from disa.server.scheduling.scheduler import Scheduler
@@ -33,7 +34,7 @@ from disa.server.settings import ServerSettings
 
 from ..conftest import GOLDEN
 from ..tiny_tokenizer import write_vocabulary
-from .conftest import PATIENCE, RunningServer, serving
+from .conftest import PATIENCE, RunningServer, serving, until
 
 TOLERANCE = 1e-4
 """Of an image's largest value: matrix kernels sum in another order for other batch sizes."""
@@ -210,6 +211,10 @@ def test_a_plan_that_is_overwritten_in_place_gives_no_images(
         message = answer.json()["error"]["message"]
         assert "pixels.plan was overwritten while it was in use" in message
         assert str(tmp_path) not in message
+        until(lambda: running.server.should_exit)
+        assert isinstance(running.server, DrainingServer)
+        failure = running.server.failure or ""
+        assert "pixels.plan was overwritten" in failure, "the server ends with it"
 
 
 @pytest.fixture(scope="session")
