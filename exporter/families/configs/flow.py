@@ -186,13 +186,25 @@ def _heads_in_tensors(state: Mapping[str, Tensor], stack: str) -> int | None:
 
 
 def _check_rotary(state: Mapping[str, Tensor]) -> None:
+    """Check that all rotary tables are those that the modules here compute."""
+    widths: dict[str, set[int]] = {}
     for key, stored in state.items():
-        if key.endswith("rope.freqs") and not stored.float().allclose(
-            rotary_frequencies(4 * stored.numel()), rtol=1e-4
-        ):
+        if not key.endswith("rope.freqs"):
+            continue
+        width = 4 * stored.numel()
+        if not stored.float().flatten().allclose(rotary_frequencies(width), rtol=1e-4):
             raise DisaError(
                 f"{WHERE}: the rotary frequencies in {key} are not those of base "
                 f"{ROTARY_BASE:g} that FlowAR and xAR use: this is another model"
+            )
+        widths.setdefault(key.partition(".")[0], set()).add(width)
+    for part, found in widths.items():
+        if len(found) > 1 or (part == "flownet" and found != {HEAD_DIM}):
+            raise DisaError(
+                f"{WHERE}: the rotary tables in {part} are for attention heads of "
+                f"{' and '.join(map(str, sorted(found)))} channels, but all layers of a stack "
+                f"have the same heads, and those of a flow head {HEAD_DIM} channels: this is "
+                "another model"
             )
 
 
