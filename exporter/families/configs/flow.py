@@ -178,10 +178,10 @@ def unused_at_inference(key: str) -> bool:
 def _heads_in_tensors(state: Mapping[str, Tensor], stack: str) -> int | None:
     """Attention heads: a head has four channels for every rotary frequency."""
     frequencies = state.get(f"{stack}.0.attn.rope.freqs")
-    weight = state.get(f"{stack}.0.attn.proj.weight")
-    if frequencies is None or weight is None or frequencies.numel() == 0:
+    if frequencies is None or frequencies.numel() == 0:
         return None
-    heads, rest = divmod(weight.shape[0], 4 * frequencies.numel())
+    width, _ = shape_of(state, f"{stack}.0.attn.proj.weight", 2, WHERE)
+    heads, rest = divmod(width, 4 * frequencies.numel())
     return heads if heads and not rest else None
 
 

@@ -97,6 +97,8 @@ def test_another_model() -> None:
     key = "encoder_blocks.0.attn.rope.freqs"
     with pytest.raises(DisaError, match="rotary frequencies"):
         flowar.configure({**state, key: state[key] * 2})
+    with pytest.raises(DisaError, match="has the shape scalar instead of 2 dimensions"):
+        flowar.configure({**state, "encoder_blocks.0.attn.proj.weight": torch.ones(())})
     in_two_rows = {**state, key: state[key].reshape(2, -1)}
     assert flowar.configure(in_two_rows) == flowar.configure(state)
     weights = {key: tensor for key, tensor in state.items() if key != "z_proj.bias"}
