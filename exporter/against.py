@@ -20,7 +20,7 @@ from .graphs.check import references
 from .graphs.graph import Arrays, Graph, Shape
 from .opened import open_model
 from .vae.decoder import KLDecoder
-from .vae.files import open_vae
+from .vae.files import OpenedVAE, open_vae
 from .vae.latents import OPTIONS, split_latent_scale
 
 
@@ -83,7 +83,10 @@ def compare_with_checkpoint(
         if not config:
             model = {key: value for key, value in plan.manifest.model.items() if key != "size"}
             sizes, told = split_latent_scale(model)
-        opened = open_model(checkpoint, sizes, weights, recorded=_text(source.get("weights")))
+        # As in the export, the VAE determines what neither the tensors nor `config` do.
+        opened_vae = open_vae(vae) if vae is not None else None
+        recorded = _text(source.get("weights"))
+        opened = open_model(checkpoint, sizes, weights, opened_vae, recorded)
         if plan.manifest.family != opened.family.FAMILY:
             raise DisaError(
                 f"{checkpoint} is a {opened.family.FAMILY} model but {path} is a "
@@ -91,8 +94,8 @@ def compare_with_checkpoint(
             )
         same_file = opened.checkpoint.sha256() == source.get("sha256")
         module, ignored = opened.build(_patterns(source))
-        recorded = {key: source[key] for key in OPTIONS if type(source.get(key)) in (int, float)}
-        decoder = _open_decoder(plan, vae, {**recorded, **told})
+        scale = {key: source[key] for key in OPTIONS if type(source.get(key)) in (int, float)}
+        decoder = _open_decoder(plan, opened_vae, {**scale, **told})
         found: list[Comparison] = []
         precision = "fp32" if plan.manifest.precision == "fp32" else None
         on_host = choose_engine(plan, engine, precision) in ON_HOST
@@ -155,7 +158,7 @@ def _one(
     }
 
 
-def _open_decoder(plan: Plan, vae: Path | None, told: Mapping[str, float]) -> KLDecoder | None:
+def _open_decoder(plan: Plan, vae: OpenedVAE | None, told: Mapping[str, float]) -> KLDecoder | None:
     pixels = any(
         spec.name == "image"
         for graph in plan.manifest.with_role(Role.DECODE)
@@ -166,4 +169,4 @@ def _open_decoder(plan: Plan, vae: Path | None, told: Mapping[str, float]) -> KL
         raise DisaError(f"{plan.path} was made with a VAE: add --vae")
     if vae is None or not pixels:
         return None
-    return open_decoder(open_vae(vae), plan.manifest.raw, told)
+    return open_decoder(vae, plan.manifest.raw, told)

@@ -6,6 +6,8 @@ The meaning of the fields is not known here.
 from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LARGEST_TAG = (1 << 32) - 1
+"""Other readers cut a tag to 32 bits, so that a larger one would be another field to them."""
 
 
 class Damaged(Exception):
@@ -18,6 +20,8 @@ def fields(data: memoryview) -> Iterator[tuple[int, memoryview | None, memoryvie
     while position < end:
         start = position
         tag, position = read_varint(data, position)
+        if tag > _LARGEST_TAG:
+            raise Damaged("a field number that is too large")
         wire = tag & 7
         body = None
         if wire == _VARINT:

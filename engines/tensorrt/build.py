@@ -203,6 +203,7 @@ class _Job:
         self.ranges = profile.dimensions(manifest.tokens, manifest.defaults, options.batch)
         self.cache = cache.engine_cache()
         self.device = "" if chosen.architectures else _device_name()
+        self._intact: set[str] = set()
 
     def build(self, graph: GraphInfo, report: Callable[[float], None]) -> BuiltEngine:
         shapes = profile.graph_profile(graph.name, graph.inputs, self.ranges)
@@ -258,6 +259,10 @@ class _Job:
         options = builder.BuildOptions(
             self.targets, self.options.workspace, self.options.optimization_level
         )
+        # The cache knows an engine by the checksums in the manifest, so these must be right.
+        for member in {graph.onnx, *graph.data} - self._intact:
+            self.plan.check_member(member)
+            self._intact.add(member)
         started = time.perf_counter()
 
         def build(copied: bool) -> builder.Built:
@@ -295,6 +300,9 @@ def unpacked(plan: Plan, graph: GraphInfo, copied: bool = False) -> Iterator[Pat
 
     Its weights stay in the plan: the file refers to the plan itself, linked beside it (or copied,
     if `copied`), as its external data.
+
+    Raises:
+        DisaError: there is no room, or the plan's file was replaced or changed in the meantime.
     """
     linked = f"weights{plan.path.suffix}"
     model = relocate(plan.read(graph.onnx), plan.extents(graph), linked)
@@ -311,6 +319,7 @@ def unpacked(plan: Plan, graph: GraphInfo, copied: bool = False) -> Iterator[Pat
                 f"({error.strerror or error}): set TMPDIR to a folder with free space"
             ) from error
         yield path
+        plan.check_unchanged()
 
 
 def _link(target: Path, link: Path) -> None:

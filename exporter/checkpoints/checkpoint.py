@@ -333,7 +333,8 @@ def _without_node(value: Any) -> Any:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
-        return all(_is_plain(item) and not isinstance(item, list) for item in value)
+        # A list may contain itself.
+        return all(not isinstance(item, list) and _is_plain(item) for item in value)
     return value is None or type(value) in (bool, int, float, str)
 
 

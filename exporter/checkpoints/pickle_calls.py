@@ -1,5 +1,6 @@
 """The few functions that checkpoints call when they are unpickled, and what they would give."""
 
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 from .pickle_values import NUMPY_TYPE, Global, Opaque, PickleError, Storage, TensorInfo, as_key
 
 MAX_RANK = 16
+MAX_ELEMENTS = 1 << 48
+MAX_PATH = 4096
 
 
 def call(wanted: Any, arguments: Any) -> Any:
@@ -40,7 +43,9 @@ def _reconstruct(_wanted: Global, kind: Any, *_: Any) -> Opaque:
     return Opaque(kind if isinstance(kind, Global) else None)
 
 
-def _path(_wanted: Global, *parts: str) -> str:
+def _path(wanted: Global, *parts: str) -> Any:
+    if sum(map(len, parts)) > MAX_PATH:
+        return Opaque(wanted)
     return str(PurePosixPath(*parts))
 
 
@@ -64,16 +69,21 @@ def _typed_tensor(
 
 
 def _strided(storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> TensorInfo:
+    if len(shape) != len(stride) or len(shape) > MAX_RANK:
+        raise PickleError(f"describes a tensor of {len(shape)} sizes and {len(stride)} strides")
     numbers = (offset, *shape, *stride)
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise PickleError("describes a tensor whose sizes are not whole numbers from 0")
-    if len(shape) != len(stride) or len(shape) > MAX_RANK:
-        raise PickleError(f"describes a tensor of {len(shape)} sizes and {len(stride)} strides")
+    # PyTorch computes the strides of a tensor without elements, too.
+    if math.prod(max(size, 1) for size in shape) >= MAX_ELEMENTS:
+        raise PickleError("describes a tensor of impossible sizes")
     return TensorInfo(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
 def _from_type(wanted: Global, function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    result = call(function, arguments)
+    # Only functions that make tensors: the arguments of this one may contain itself to any depth.
+    known = _KNOWN.get(str(function)) if isinstance(function, Global) else None
+    result = call(function, arguments) if known in (_tensor, _typed_tensor, _first) else None
     return result if isinstance(result, TensorInfo) else Opaque(wanted)
 
 

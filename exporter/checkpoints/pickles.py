@@ -18,6 +18,12 @@ from .pickle_values import NUMPY_TYPE, Global, Opaque, PickleError, Storage, as_
 MAX_INSTRUCTIONS = 8_000_000
 # Enough for any size or offset, and its decimal form stays printable.
 MAX_INTEGER = 1 << 63
+MAX_GLOBAL = 1024
+"""Most letters in the name of an object."""
+MAX_COPIED = 1 << 26
+"""Most bytes, about, that calls may copy. A pickle can name the same dict or text in every call."""
+_ENTRY, _FEW = 16, 16
+"""Bytes of an entry; and entries of a tuple that count for nothing, such as those of a shape."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class _Machine:
         self.globals: set[Global] = set()
         self.storages: set[Storage] = set()
         self.protocol = 0
+        self.copied = 0
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         self.protocol = max(self.protocol, opcode.proto)
@@ -139,22 +146,21 @@ class _Machine:
             case "GLOBAL":
                 stack.append(self._ask_for(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                module, name = self._pop(2)
-                stack.append(self._ask_for(str(module), str(name)))
+                stack.append(self._ask_for(*self._pop(2)))
             case "EXT1" | "EXT2" | "EXT4":
                 stack.append(self._ask_for("copyreg", f"extension {argument}"))
             case "INST":
                 wanted = self._ask_for(*argument.split(" ", 1))
-                stack.append(call(wanted, tuple(self._pop_to_mark())))
+                stack.append(self._call(wanted, tuple(self._pop_to_mark())))
             case "OBJ":
                 wanted, *arguments = self._pop_to_mark()
-                stack.append(call(wanted, tuple(arguments)))
+                stack.append(self._call(wanted, tuple(arguments)))
             case "REDUCE" | "NEWOBJ":
                 wanted, arguments = self._pop(2)
-                stack.append(call(wanted, arguments))
+                stack.append(self._call(wanted, arguments))
             case "NEWOBJ_EX":
                 wanted, arguments, _ = self._pop(3)
-                stack.append(call(wanted, arguments))
+                stack.append(self._call(wanted, arguments))
             case "BUILD":
                 _restore(stack[-2], self._pop(1)[0])
             case "BINPERSID":
@@ -184,7 +190,25 @@ class _Machine:
         taken.reverse()
         return taken
 
-    def _ask_for(self, module: str, name: str) -> Global:
+    def _call(self, wanted: Any, arguments: Any) -> Any:
+        if isinstance(arguments, tuple):
+            for part in (arguments, *arguments):
+                if isinstance(part, str):
+                    self.copied += len(part)
+                elif isinstance(part, list | dict) or (
+                    isinstance(part, tuple) and len(part) > _FEW
+                ):
+                    self.copied += _ENTRY * len(part)
+            if self.copied > MAX_COPIED:
+                raise PickleError("copies more values than any checkpoint needs")
+        return call(wanted, arguments)
+
+    def _ask_for(self, module: Any, name: Any) -> Global:
+        # Other values can have a text form of any length.
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise PickleError("asks for an object without a name")
+        if len(module) + len(name) > MAX_GLOBAL:
+            raise PickleError("asks for an object with a name of excessive length")
         wanted = Global(module, name)
         self.globals.add(wanted)
         return wanted
@@ -230,4 +254,4 @@ def _restore(target: Any, state: Any) -> None:
         if isinstance(state, dict):
             target.state = state
         elif target.kind == NUMPY_TYPE and isinstance(state, tuple) and len(state) > 1:
-            target.state = {**target.state, "order": state[1]}
+            target.state = {"code": target.state.get("code"), "order": state[1]}

@@ -115,10 +115,15 @@ def build_tokenizer(folder: Path) -> bytes:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    for index, token in enumerate(_special_tokens(folder), len(vocabulary)):
+    for index, (token, stated) in enumerate(_special_tokens(folder), len(vocabulary)):
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        if tokenizer.token_to_id(token) not in (index, vocabulary.get(token)):
-            raise DisaError(f"{folder}: the special token {token!r} has no id")
+        found = tokenizer.token_to_id(token)
+        # The library numbers them one after another, whatever the configuration says.
+        if found not in (index, vocabulary.get(token)) or stated not in (None, found):
+            raise DisaError(
+                f"{folder}: the special token {token[:80]!r} does not follow the vocabulary with "
+                f"the id that tokenizer_config.json gives it: use a folder with {MEMBER}"
+            )
     return str(tokenizer.to_str()).encode()
 
 
@@ -139,19 +144,19 @@ def _merges(folder: Path) -> list[tuple[str, str]]:
     return [(merge[0], merge[1]) for merge in merges]
 
 
-def _special_tokens(folder: Path) -> list[str]:
-    """The special tokens in the order of their ids."""
-    path = folder / "tokenizer_config.json"
+def _special_tokens(folder: Path) -> list[tuple[str, int | None]]:
+    """The special tokens and their ids, in the order of these; None for an id that is not given."""
+    path, usual = folder / "tokenizer_config.json", [(token, None) for token in SPECIAL_TOKENS]
     if not path.is_file():
-        return list(SPECIAL_TOKENS)
+        return list(usual)
     added = _json(path).get("added_tokens_decoder", {})
     try:
-        tokens = [added[index]["content"] for index in sorted(added, key=int)]
+        tokens = [(added[index]["content"], int(index)) for index in sorted(added, key=int)]
     except (TypeError, ValueError, LookupError) as error:
         raise DisaError(f"{path}: its added_tokens_decoder is not a table of tokens") from error
-    if not all(isinstance(token, str) and token for token in tokens):
+    if not all(isinstance(token, str) and token for token, _ in tokens):
         raise DisaError(f"{path}: its added_tokens_decoder has a token that is not text")
-    return tokens or list(SPECIAL_TOKENS)
+    return list(tokens or usual)
 
 
 def _json(path: Path) -> dict[str, Any]:

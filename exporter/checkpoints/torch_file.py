@@ -362,7 +362,9 @@ def _open_legacy(path: Path) -> TorchFile:
     declared = {storage.key: storage for storage in found.storages}
     place, storages = head.tell(), {}
     order = keys.document if isinstance(keys.document, list) else []
-    if set(map(str, order)) != declared.keys() or len(declared) != len(found.storages):
+    named = {key for key in order if isinstance(key, str)}
+    distinct = len(named) == len(order) and len(declared) == len(found.storages)
+    if named != declared.keys() or not distinct:
         raise DisaError(f"{path}: its list of storages is damaged: fetch it again")
     with path.open("rb") as file:
         for key in order:

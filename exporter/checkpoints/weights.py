@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ Recognise = Callable[[Mapping[str, Any]], bool]
 TOP = "."
 """The name of the outermost dict in keys."""
 MAX_DEPTH = 5
-MAX_VISITED = 200_000
+# Most entries of all dicts that are searched, and most ways in which a set is renamed.
+MAX_ENTRIES, MAX_RENAMED = 1 << 19, 128
 
 # Keys of weights in training code, in order of preference.
 USUAL_KEYS = ("model", "state_dict", "module", "params", "model_state_dict", "net", TOP)
@@ -124,7 +126,7 @@ def select_weights(
         DisaError: `requested` does not exist, an average is not recognised, or there are several
             sets of weights and none is selected.
     """
-    sets = list(_find(document))
+    sets = list(_find(document, path))
     if requested is None and any(found.key == recorded and found.named for found in sets):
         requested = recorded
     if requested is not None:
@@ -237,16 +239,13 @@ def _keys(sets: Iterable[WeightSet]) -> str:
     return ", ".join(keys[:8]) + (", ..." if keys[8:] else "") or "nothing"
 
 
-def _find(document: Mapping[Any, Any]) -> Iterator[WeightSet]:
-    """All sets of tensors, the outermost first."""
+def _find(document: Mapping[Any, Any], file: Path) -> Iterator[WeightSet]:
+    """All sets of tensors, the outermost first; a DisaError if there are too many entries."""
     swapped = document.keys() >= LIGHTNING_AVERAGING
     pending: deque[tuple[tuple[str, ...], Any, bool, bool]] = deque([((), document, False, False)])
     visited = 0
     while pending:
         path, value, averaged, optimizer = pending.popleft()
-        visited += 1
-        if len(path) > MAX_DEPTH or visited > MAX_VISITED:
-            continue
         if isinstance(value, Opaque):
             if averaged and not str(value).startswith(_NO_WEIGHTS):
                 yield WeightSet(_join(path), {}, averaged=True, named=False)
@@ -260,7 +259,10 @@ def _find(document: Mapping[Any, Any]) -> Iterator[WeightSet]:
                 lightning = swapped and path == ("state_dict",)
                 yield from _split(path, value, averaged or lightning)
             inner = list(value.items())
-        for key, item in inner:
+        visited += len(inner)
+        if visited > MAX_ENTRIES:
+            raise DisaError(f"{file}: it has too many nested values: save the weights alone")
+        for key, item in inner if len(path) < MAX_DEPTH else ():
             if isinstance(item, Mapping | list | tuple | Opaque) and not isinstance(item, Global):
                 name = str(key)
                 inside = optimizer or bool(_OPTIMIZER.fullmatch(name.lower()))
@@ -317,11 +319,13 @@ def _unwrap(found: WeightSet, recognise: Recognise | None) -> dict[str, str]:
         return _without_outer(plain)
     inner = _without_inner(plain)
     tried = [plain] if inner in (None, plain) else [inner, plain]
+    most = min(MAX_RENAMED, MAX_ENTRIES // max(len(plain), 1))
     for _ in range(MAX_DEPTH):
-        for names in tried:
-            if recognise(names):
-                return names
-        tried = [shorter for names in tried for shorter in _without_leading(names)]
+        if (fitting := next(filter(recognise, tried), None)) is not None:
+            return fitting
+        shorter = (other for names in tried for other in _without_leading(names))
+        tried = list(islice(shorter, most))
+        most -= len(tried)
     return {}
 
 

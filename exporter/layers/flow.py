@@ -275,6 +275,10 @@ def rearrange_rotary(state: Mapping[str, Tensor], heads: Mapping[str, int]) -> d
         if count is None or len(names) < 2 or names[-2] not in rotated:
             continue
         turned = rotated[names[-2]]
+        rows = 2 * count * len(turned)
+        # A tensor of another shape is reported when the weights are loaded.
+        if not tensor.ndim or tensor.shape[0] % rows or not tensor.shape[0]:
+            continue
         parts = zip(tensor.chunk(len(turned)), turned, strict=True)
         result[key] = torch.cat([halves(part, count) if turn else part for part, turn in parts])
     return result

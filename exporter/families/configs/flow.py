@@ -178,21 +178,33 @@ def unused_at_inference(key: str) -> bool:
 def _heads_in_tensors(state: Mapping[str, Tensor], stack: str) -> int | None:
     """Attention heads: a head has four channels for every rotary frequency."""
     frequencies = state.get(f"{stack}.0.attn.rope.freqs")
-    weight = state.get(f"{stack}.0.attn.proj.weight")
-    if frequencies is None or weight is None or frequencies.numel() == 0:
+    if frequencies is None or frequencies.numel() == 0:
         return None
-    heads, rest = divmod(weight.shape[0], 4 * frequencies.numel())
+    width, _ = shape_of(state, f"{stack}.0.attn.proj.weight", 2, WHERE)
+    heads, rest = divmod(width, 4 * frequencies.numel())
     return heads if heads and not rest else None
 
 
 def _check_rotary(state: Mapping[str, Tensor]) -> None:
+    """Check that all rotary tables are those that the modules here compute."""
+    widths: dict[str, set[int]] = {}
     for key, stored in state.items():
-        if key.endswith("rope.freqs") and not stored.float().allclose(
-            rotary_frequencies(4 * stored.numel()), rtol=1e-4
-        ):
+        if not key.endswith("rope.freqs"):
+            continue
+        width = 4 * stored.numel()
+        if not stored.float().flatten().allclose(rotary_frequencies(width), rtol=1e-4):
             raise DisaError(
                 f"{WHERE}: the rotary frequencies in {key} are not those of base "
                 f"{ROTARY_BASE:g} that FlowAR and xAR use: this is another model"
+            )
+        widths.setdefault(key.partition(".")[0], set()).add(width)
+    for part, found in widths.items():
+        if len(found) > 1 or (part == "flownet" and found != {HEAD_DIM}):
+            raise DisaError(
+                f"{WHERE}: the rotary tables in {part} are for attention heads of "
+                f"{' and '.join(map(str, sorted(found)))} channels, but all layers of a stack "
+                f"have the same heads, and those of a flow head {HEAD_DIM} channels: this is "
+                "another model"
             )
 
 

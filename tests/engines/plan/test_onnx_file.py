@@ -5,6 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from disa.engines.plan import onnx_file
 from disa.engines.plan.onnx_file import Extent, detach, relocate
+from disa.engines.plan.protobuf import framed
 from disa.errors import DisaError
 
 from ..tiny_graphs import WEIGHT, External, as_model, head
@@ -98,6 +99,21 @@ def test_extents_beyond_the_data_are_refused(key: str, value: str) -> None:
     next(entry for entry in entries if entry.key == key).value = value
     with pytest.raises(DisaError, match="is damaged"):
         relocate(memoryview(model.SerializeToString()), WHERE, "a.plan")
+
+
+@pytest.mark.parametrize("above", [1, 7])
+def test_an_initializer_with_a_disguised_field_number_is_refused(above: int) -> None:
+    """protobuf's own parser ignores the bits above 32 of a tag, and would find the weights."""
+    weight = framed(8, "w") + framed(13, framed(1, "location") + framed(2, "/etc/passwd"))
+    disguised = bytes([0x2A | 0x80, 0x80, 0x80, 0x80, above << 4]) + bytes([len(weight)]) + weight
+    plain = framed(7, framed(5, weight))
+    for model in (plain, framed(7, disguised)):
+        for read in (
+            lambda data: relocate(memoryview(data), {}, "mar.plan"),
+            lambda data: detach(memoryview(data), {}, 1),
+        ):
+            with pytest.raises(DisaError, match=r"not part of the plan|field number"):
+                read(model)
 
 
 def test_a_missing_length_is_made_explicit() -> None:

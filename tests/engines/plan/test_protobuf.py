@@ -45,6 +45,8 @@ def test_packed_numbers_and_fixed_ones() -> None:
         (b"\x0b", "wire type 3"),
         (b"\x08" + b"\xff" * 11, "endless number"),
         (b"\x08" + b"\xff" * 10 + b"\x01", "endless number"),
+        (b"\xaa\x80\x80\x80\x10\x00", "field number"),
+        (b"\xaa\x80\x80\x80\x80\x01\x00", "field number"),
     ],
 )
 def test_damage(data: bytes, words: str) -> None:

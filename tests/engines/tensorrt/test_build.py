@@ -234,6 +234,37 @@ def test_a_cache_without_room_is_told(plan: Path, cache: Path) -> None:
         build_engines(opened, EngineOptions(gpus=(89,)))
 
 
+def _damage(plan: Path) -> None:
+    """Change a byte of the head's weights."""
+    with Plan.open(plan) as opened:
+        place = opened.offset(opened.graph("head").data[0])
+    with plan.open("r+b") as file:
+        file.seek(place)
+        old = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([old ^ 1]))
+
+
+@pytest.mark.parametrize("while_building", [False, True])
+def test_no_engine_is_kept_for_weights_that_it_was_not_built_from(
+    plan: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, while_building: bool
+) -> None:
+    """It would be used for the undamaged plan, whose manifest is the same."""
+
+    def build(*_: object) -> builder.Built:
+        if while_building:
+            _damage(plan)
+        return builder.Built(b"engine", {})
+
+    monkeypatch.setattr(builder, "build", build)
+    if not while_building:
+        _damage(plan)
+    words = "was replaced or changed" if while_building else "checksum of .* does not match"
+    with Plan.open(plan) as opened, pytest.raises(DisaError, match=words):
+        build_engines(opened, EngineOptions(gpus=(89,)))
+    assert not list(cache.rglob("*.engine"))
+
+
 @pytest.mark.parametrize("broken", [(), ("symlink",), ("symlink", "link")])
 def test_weights_are_linked_and_copied_only_if_they_must_be(
     plan: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]

@@ -47,6 +47,16 @@ def test_special_tokens_of_the_configuration(tmp_path: Path) -> None:
     assert tokenizer.encode("<y><z>").ids == [size + 1, size]
 
 
+def test_special_tokens_with_other_ids_than_the_next_ones(tmp_path: Path) -> None:
+    """They would get the next ones, and the model would read other tokens."""
+    folder = write_vocabulary(tmp_path)
+    size = len(json.loads((folder / "vocab.json").read_text()))
+    added = {str(size + 2 * n): {"content": token} for n, token in enumerate(SPECIAL_TOKENS)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(DisaError, match=r"'<\|im_start\|>' does not follow the vocabulary"):
+        read_tokenizer(folder, 200)
+
+
 @pytest.mark.parametrize("added", [(), ("<|im_start|>",)])
 def test_a_tokenizer_without_the_chat_template(tmp_path: Path, added: tuple[str, ...]) -> None:
     """That of another language model would cut the template into letters."""

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import pickletools
 import random
 import uuid
 import zipfile
@@ -360,3 +361,21 @@ def test_alphas_of_single_layers_are_not_overlooked(
     checkpoint = open_checkpoint(save(tmp_path / "c.pth", {"model": weights(), "args": args}))
     assert checkpoint.args["lora_alpha"] == 8
     assert checkpoint.args.get("alpha_pattern") is kept
+
+
+def test_options_that_contain_themselves(tmp_path: Path) -> None:
+    endless: list[Any] = [1]
+    endless.append(endless)
+    document = {"model": weights(), "args": {"sizes": [1, 2], "odd": endless}}
+    assert open_checkpoint(save(tmp_path / "m.pth", document)).args == {"sizes": [1, 2]}
+
+
+def test_keys_of_storages_that_are_no_texts(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.pt", weights(), legacy=True)
+    data, stream = path.read_bytes(), io.BytesIO(path.read_bytes())
+    for _ in range(4):
+        list(pickletools.genops(stream))
+    start, keys = stream.tell(), pickle.load(stream)
+    numbers = pickle.dumps([int(key) for key in keys], 2)
+    path.write_bytes(data[:start] + numbers + data[stream.tell() :])
+    assert "list of storages is damaged" in refusal(path)

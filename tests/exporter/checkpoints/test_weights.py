@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from disa.errors import DisaError
+from disa.exporter.checkpoints import weights
 from disa.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from disa.exporter.checkpoints.weights import is_counter, looks_averaged
+from disa.exporter.checkpoints.weights import (
+    LEADING_NAMES,
+    is_counter,
+    looks_averaged,
+    select_weights,
+)
 from disa.exporter.families.registry import is_known
 
 from .layouts import ALONE, AVERAGED, UNCLEAR, Source
@@ -92,3 +98,28 @@ def test_other_tensors_beside_the_model_keep_their_names(tmp_path: Path, source:
 )  # fmt: skip
 def test_names_of_averages(name: str, expected: bool) -> None:
     assert looks_averaged(name) == expected
+
+
+def test_dicts_that_are_contained_many_times(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MAX_ENTRIES", 5000)
+    inner: dict[str, object] = {f"{n}": {} for n in range(100)}
+    document = {"model": source.raw, "state": {f"{n}": inner for n in range(20)}}
+    assert opened(tmp_path / "c.pth", document).weights == "model"
+    document["state"] |= {f"more {n}": inner for n in range(40)}
+    with pytest.raises(DisaError, match="too many nested values"):
+        opened(tmp_path / "c.pth", document)
+
+
+def test_prefixes_are_not_removed_in_every_order() -> None:
+    calls = 0
+
+    def recognise(_names: object) -> bool:
+        nonlocal calls
+        calls += 1
+        return False
+
+    names = [f"{'.'.join([name] * 6)}.weight" for name in sorted(LEADING_NAMES - {"module"})]
+    select_weights({name: torch.ones(1) for name in names}, Path("c.pth"), recognise=recognise)
+    assert calls < 500

@@ -19,7 +19,7 @@ from disa.exporter.families import flowar, mar, xar
 from disa.exporter.families.configs.flowar import SIZES, defaults, official_config
 from disa.exporter.graphs.graph import evaluate
 from disa.exporter.graphs.precision import Precision, set_precision
-from disa.exporter.layers.flow import halves, rotary_table, rotate
+from disa.exporter.layers.flow import halves, rotary_frequencies, rotary_table, rotate
 
 from ...conftest import GOLDEN
 
@@ -97,9 +97,32 @@ def test_another_model() -> None:
     key = "encoder_blocks.0.attn.rope.freqs"
     with pytest.raises(DisaError, match="rotary frequencies"):
         flowar.configure({**state, key: state[key] * 2})
+    with pytest.raises(DisaError, match="has the shape scalar instead of 2 dimensions"):
+        flowar.configure({**state, "encoder_blocks.0.attn.proj.weight": torch.ones(())})
+    in_two_rows = {**state, key: state[key].reshape(2, -1)}
+    assert flowar.configure(in_two_rows) == flowar.configure(state)
     weights = {key: tensor for key, tensor in state.items() if key != "z_proj.bias"}
     with pytest.raises(DisaError, match=r"z_proj\.bias"):
         flowar.build(weights, flowar.configure(weights))
+
+
+@pytest.mark.parametrize("part", ["flownet.res_blocks", "decoder_blocks.1"])
+def test_layers_with_other_heads(part: str) -> None:
+    state = golden_state("flowar_s")
+    tables = [key for key in state if key.startswith(part) and key.endswith("rope.freqs")]
+    assert tables
+    other = rotary_frequencies(2 * 4 * state[tables[0]].numel())
+    with pytest.raises(DisaError, match=f"rotary tables in {part.split('.')[0]} .*another model"):
+        flowar.configure({**state, **dict.fromkeys(tables, other)})
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (100, 64)])
+def test_a_rotated_tensor_of_another_shape_is_named(shape: tuple[int, ...]) -> None:
+    state = golden_state("flowar_l")
+    config = flowar.configure(state)
+    for key in ("encoder_blocks.0.attn.qkv.weight", "flownet.res_blocks.0.crossattn.q.weight"):
+        with pytest.raises(DisaError, match=f"have other shapes \\({key}"):
+            flowar.build({**state, key: torch.zeros(shape)}, config)
 
 
 def test_the_training_layout_uses_the_averaged_weights(tmp_path: Path) -> None:
