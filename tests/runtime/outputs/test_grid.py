@@ -154,6 +154,29 @@ def test_the_label_of_a_long_prompt_is_one_short_line(monkeypatch: pytest.Monkey
     assert len(text) < 30
 
 
+class Ruler:
+    """A font whose letters have one width; counts how often it measures."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def getlength(self, text: str) -> int:
+        self.calls += 1
+        return 5 * len(text)
+
+
+@pytest.mark.parametrize("letters", [2, 3, 17, 256])
+def test_a_label_is_measured_a_few_times(letters: int) -> None:
+    """A long label took a quarter of a second, and the 400 of a grid more than a minute."""
+    text = "abcdefgh" * 32
+    for width in (4, 5, 14, 15, 84, 5 * letters - 1, 5 * letters):
+        ruler = Ruler()
+        fits = min(letters, max(1, width // 5))
+        expected = text[:letters] if fits == letters else text[: fits - 1] + "."
+        assert grid._fitted(text[:letters], width, ruler) == expected
+        assert ruler.calls <= 10
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 30))
 def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], length: int) -> None:
     conditions = (cycle * length)[:length]
