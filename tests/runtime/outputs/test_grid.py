@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -187,6 +189,28 @@ def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], lengt
         if repeats:
             assert each >= period
             break
+
+
+def test_images_are_read_one_by_one() -> None:
+    """Four hundred of 2048x2048 pixels take 5 GB."""
+    known: list[weakref.ref[Any]] = []
+
+    def images() -> Iterator[Any]:
+        for index in range(9):
+            assert sum(image() is not None for image in known) <= 3
+            image = np.full((72, 72, 3), index, np.uint8)
+            known.append(weakref.ref(image))
+            yield image
+            del image
+
+    sheet = np.asarray(make_grid(images(), [*range(9)], None))
+    assert sheet[60, 40::76, 0].tolist() == [*range(9)]
+
+
+def test_the_widest_image_has_a_line() -> None:
+    """Of Harmon's sizes, this one was reduced to a height of 0, which Pillow refuses."""
+    sheet = np.asarray(make_grid([np.full((16, 4096, 3), 7, np.uint8)], [0], None))
+    assert (sheet == 7).all(axis=-1).sum() == 80
 
 
 def test_how_images_are_enlarged_and_reduced() -> None:
