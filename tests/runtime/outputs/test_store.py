@@ -182,6 +182,26 @@ def test_folders_elsewhere_are_not_entered(tmp_path: Path) -> None:
     assert list(LocalStore(run).names()) == ["link"]
 
 
+def test_folders_that_may_not_be_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as lost+found, if a whole disk is for images."""
+    store = LocalStore(tmp_path)
+    for name in ("0001/a.txt", "lost+found/b.txt", "z/c.txt"):
+        put(store, name)
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> object:
+        if Path(folder).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert sorted(store.names()) == ["0001/a.txt", "z/c.txt"]
+    with pytest.raises(PermissionError):
+        list(store.names("lost+found"))
+
+
 def test_folders_of_other_disks(tmp_path: Path) -> None:
     """A folder that cannot be removed is left: its file is removed all the same."""
     store = LocalStore(tmp_path)
