@@ -107,5 +107,5 @@ def describe_holder(data: bytes) -> str:
         item = json.loads(data)
         host, process = str(item["host"]), int(item["process"])
         return f"process {process} on {host!r} since {str(item['started'])[:19]!r}"
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return "another run"

@@ -65,7 +65,11 @@ def test_a_file_that_is_removed_while_it_is_opened(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x", b"[]", b"{}", b'{"host": "a", "process": "b"}', b"\xff"]
+    "data",
+    [
+        *(b"", b"x", b"[]", b"{}", b'{"host": "a", "process": "b"}', b"\xff"),
+        b'{"host": "a", "process": 1e999, "started": ""}',
+    ],
 )
 def test_a_holder_that_says_nothing(data: bytes) -> None:
     assert describe_holder(data) == "another run"
