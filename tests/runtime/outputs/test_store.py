@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,3 +226,18 @@ def test_a_file_is_replaced_where_renaming_does_not(
     for data in (b"begun", b"complete"):
         put(store, "run.json", data)
         assert content(store, "run.json") == data
+
+
+def test_a_full_temporary_folder_is_not_taken_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> object:
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = open_store("memory://full/run")
+    told = rf"^{tmp_path} cannot be written: No space left on device \(files are prepared there; "
+    with pytest.raises(DisaError, match=told), storing(store):
+        put(store, "a.txt", b"x" * 100_000)
+    assert list(store.names()) == []
