@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ...errors import DisaError
+from ...scratch import NO_LOCKS
 from .store import LocalStore, Store
 
 LOCK = "run.lock"
@@ -88,6 +89,14 @@ class FolderLock:
                 raise DisaError(
                     f"{self._path.parent} is being written by {told}: wait for it, or choose "
                     "another folder with -o"
+                ) from error
+            except OSError as error:
+                file.close()
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise DisaError(
+                    f"{self._path.parent} is on a file system without locks, which keep two runs "
+                    "apart: mount it with locks (Lustre: flock), or choose another folder with -o"
                 ) from error
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
