@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from disa import files
+from disa.bench.report import check_writable
 from disa.errors import DisaError
 from disa.files import as_text, check_room, read_text, text_lines, written_whole
 
@@ -61,6 +62,25 @@ def test_two_processes_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError), written_whole(tmp_path / "file" / "a.txt"):
+        pass
+
+
+def test_devices_and_pipes_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root replaced /dev/null by a file, for all processes of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="not a regular file"), written_whole(tmp_path / name):
+            pass
+        with pytest.raises(DisaError, match=f"{name} cannot be written: it is not a regular"):
+            check_writable(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    # /dev/stdout may refer to a file.
+    monkeypatch.setattr(files, "DEVICES", tmp_path.resolve())
+    with pytest.raises(OSError, match="not a regular file"), written_whole(tmp_path / "stdout"):
         pass
 
 

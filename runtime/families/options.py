@@ -99,11 +99,12 @@ def check_value(name: str, metadata: Mapping[str, Any], value: Any) -> Any:
         return metadata["kind"](value)
     limits = metadata["limits"]
     if limits is None:
-        if metadata["kind"] is str and (
-            isinstance(value, bool) or not isinstance(value, str | int)
-        ):
+        if metadata["kind"] is not str:
+            return value
+        words = value if isinstance(value, str) else _number(int, value)
+        if words is None:
             raise InvalidRequest(f"the {called} must be text, not {str(value)[:80]!r}")
-        return str(value) if metadata["kind"] is str else value
+        return str(words)
     number = _number(metadata["kind"], value)
     if number is None or not limits.hold(number):
         raise InvalidRequest(

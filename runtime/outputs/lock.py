@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ...errors import DisaError
+from ...scratch import NO_LOCKS
 from .store import LocalStore, Store
 
 LOCK = "run.lock"
@@ -89,6 +90,14 @@ class FolderLock:
                     f"{self._path.parent} is being written by {told}: wait for it, or choose "
                     "another folder with -o"
                 ) from error
+            except OSError as error:
+                file.close()
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise DisaError(
+                    f"{self._path.parent} is on a file system without locks, which keep two runs "
+                    "apart: mount it with locks (Lustre: flock), or choose another folder with -o"
+                ) from error
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
                     return file
@@ -107,5 +116,5 @@ def describe_holder(data: bytes) -> str:
         item = json.loads(data)
         host, process = str(item["host"]), int(item["process"])
         return f"process {process} on {host!r} since {str(item['started'])[:19]!r}"
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return "another run"

@@ -73,22 +73,30 @@ class RemoteStore:
     @contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
         target = self.path(name)
-        with tempfile.NamedTemporaryFile(prefix="disa-") as file:
-            yield cast(BinaryIO, file)
-            file.flush()
-            with self.errors(name):
-                if self._whole:
-                    self.fs.put_file(file.name, target)
-                    return
-                partial = self.path(f"{PARTIAL}/{uuid.uuid4().hex}")
-                self.fs.makedirs(self.path(PARTIAL), exist_ok=True)
-                self.fs.put_file(file.name, partial)
-                self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                # Renaming to a name that exists is an error on Windows shares; on HDFS, it does
-                # nothing and is not even an error.
-                if not self._replaces and self.fs.exists(target):
-                    self.fs.rm_file(target)
-                self.fs.mv(partial, target)
+        uploading = False
+        try:
+            with tempfile.NamedTemporaryFile(prefix="disa-") as file:
+                yield cast(BinaryIO, file)
+                file.flush()
+                uploading = True
+                with self.errors(name):
+                    if self._whole:
+                        self.fs.put_file(file.name, target)
+                        return
+                    partial = self.path(f"{PARTIAL}/{uuid.uuid4().hex}")
+                    self.fs.makedirs(self.path(PARTIAL), exist_ok=True)
+                    self.fs.put_file(file.name, partial)
+                    self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                    # Renaming to a name that exists is an error on Windows shares; on HDFS, it does
+                    # nothing and is not even an error.
+                    if not self._replaces and self.fs.exists(target):
+                        self.fs.rm_file(target)
+                    self.fs.mv(partial, target)
+        except OSError as error:
+            if uploading or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            told = f"{error.strerror} (files are prepared there; TMPDIR chooses another folder)"
+            raise OSError(error.errno, told, tempfile.gettempdir()) from error
 
     def read(self, name: str) -> BinaryIO:
         with self.errors(name):

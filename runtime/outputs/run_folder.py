@@ -8,9 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from ...engines.plan.manifest import MANIFEST
 from ...engines.plan.plan import Plan
 from ...errors import DisaError
@@ -284,12 +281,12 @@ class RunFolder:
         return all(self._present[shard.start : shard.stop])
 
     def _save_grid(self, names: Sequence[str] | None) -> None:
-        images: list[npt.NDArray[np.uint8]] = []
-        for stored in itertools.islice(self.stored(), GRID_IMAGES):
-            if stored.file.suffix == SUFFIXES["latents"]:
-                return
-            images.append(stored.pixels())
-        grid = make_grid(images, self.selection.conditions[: len(images)], names)
+        stored = itertools.islice(self.stored(), GRID_IMAGES)
+        first = next(stored)
+        if first.file.suffix == SUFFIXES["latents"]:
+            return
+        images = (each.pixels() for each in itertools.chain([first], stored))
+        grid = make_grid(images, self.selection.conditions[:GRID_IMAGES], names)
         with self.store.write(GRID) as file:
             grid.save(file, "PNG")
 

@@ -133,7 +133,10 @@ def _names_below(folder: Path, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name != PARTIAL:
+                if entry.name == PARTIAL:
+                    continue
+                # The top folder of a disk has lost+found, which only root may read.
+                with suppress(PermissionError):
                     yield from _names_below(Path(entry.path), f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name

@@ -15,8 +15,11 @@ from ..stats import Stats
 from .denoise import noise_of_steps, take
 from .sampler import StepTable
 
-MAX_TABLES = 256
-"""Number of step tables whose embedded timesteps are cached."""
+MAX_EMBEDDED = 8192
+"""Timesteps of all tables whose embeddings are cached; MAR-H's take 50 MB.
+
+A run with 50:5 steps has 1,265 of them, but a server makes a new table for each mixture of images.
+"""
 
 FEW_ROWS = 24
 """Rows of a step, of both guidance halves, up to which its time is that of reading weights."""
@@ -87,7 +90,7 @@ class Head:
     def __init__(self, session: Callable[[str], Session], modulated: bool = False) -> None:
         self._session, self._timestep = session, session("timestep")
         self._offered = modulated
-        self._embeddings: Recent[Array] = Recent(MAX_TABLES)
+        self._embeddings: Recent[Array] = Recent(MAX_EMBEDDED, weigh=len)
         if not self._modulated:
             # It is needed in any case, and only loaded graphs say how they run.
             session("head")

@@ -38,13 +38,13 @@ def parse_refresh(text: str) -> RefreshPlan:
     Raises:
         InvalidRequest: it is none of these.
     """
-    match = re.fullmatch(
-        r"\s*(?:every\s+)?(\d{1,5})\s*(?::|\s+after\s+)\s*(\d{1,5})\s*", text.lower()
-    )
+    text = text.strip()
+    # No two repeated blanks may follow each other: the time for a long text would be quadratic.
+    match = re.fullmatch(r"(?:every\s+)?(\d{1,5})(?:\s*:\s*|\s+after\s+)(\d{1,5})", text.lower())
     if match:
         every, first = int(match[1]), int(match[2])
         return RefreshPlan(first, every)
-    if re.fullmatch(r"\s*\d{1,5}(\s*,\s*\d{1,5})*\s*", text):
+    if re.fullmatch(r"\d{1,5}(\s*,\s*\d{1,5})*", text):
         return RefreshPlan(listed=frozenset(map(int, text.split(","))))
     raise InvalidRequest(
         "full passes are EVERY:FIRST, such as 9:5 (the first 5 and then every 9th), or a list such "

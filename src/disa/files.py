@@ -14,6 +14,7 @@ from typing import BinaryIO
 from .errors import DisaError
 
 MIB = 1 << 20
+DEVICES = Path("/dev")
 
 
 @contextmanager
@@ -25,7 +26,11 @@ def written_whole(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     Args:
         shared: whether several processes may write the file at once: the last one wins. Each
             process then uses its own temporary name, so it never reuses a file of a killed one.
+
+    Raises:
+        OSError: it cannot be written, or is not a regular file.
     """
+    check_replaceable(path)
     own = f".{os.getpid()}" if shared else ""
     partial = path.with_name(f".{path.name}{own}.partial")
     try:
@@ -36,6 +41,19 @@ def written_whole(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a new file may take the place of what is at `path`, if anything is there.
+
+    Root would replace /dev/null for all processes, and /dev/stdout, whatever that refers to.
+
+    Raises:
+        OSError: it is a device, a pipe or a socket, or is in /dev.
+    """
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    if special or path.parent.resolve() == DEVICES:
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:

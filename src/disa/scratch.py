@@ -22,7 +22,7 @@ PREFIX = ".disa-"
 LOCK = "lock"
 _NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}")
 _ATTEMPTS = 10
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of file systems without locks, such as Lustre without the option flock."""
 
 
@@ -120,7 +120,7 @@ def _try_lock(lock: int, path: Path, without: bool = False) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.stat(path))
     except OSError as error:
-        return without and error.errno in _NO_LOCKS
+        return without and error.errno in NO_LOCKS
 
 
 def _disk_is_full(folder: Path, error: BaseException) -> bool:

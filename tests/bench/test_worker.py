@@ -121,6 +121,15 @@ def test_the_end_of_the_process_is_reported(pixel_plan: Path) -> None:
             worker.describe(Variant("cpu", 1, {}))
 
 
+def test_the_end_of_an_idle_process_is_reported(pixel_plan: Path) -> None:
+    """The error was a broken pipe, without a word of the process or of memory."""
+    with Worker(pixel_plan, "cpu", 1) as worker:
+        worker._process.kill()
+        worker._process.join()
+        with pytest.raises(DisaError, match="ended with code -9: if memory ran out"):
+            worker.rate()
+
+
 def test_images_that_are_not_finite_are_not_measured(
     pixel_plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

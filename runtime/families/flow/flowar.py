@@ -14,7 +14,7 @@ from ....recent import Recent
 from ...generation import Request, Watcher
 from ...sampling.denoise import Steps, denoise, take
 from ...sampling.flow import FlowTable, euler_steps, euler_table
-from ...sampling.head import MAX_TABLES, Iteration
+from ...sampling.head import MAX_EMBEDDED, Iteration
 from ...sampling.noise import noise_of
 from ...sampling.sampler import StepTable
 from ...stats import Stats
@@ -322,7 +322,9 @@ class FlowHead:
 
     def __init__(self, head: Session, timestep: Session) -> None:
         self.session, self._timestep = head, timestep
-        self._tables: Recent[dict[str, Array]] = Recent(MAX_TABLES)
+        self._tables: Recent[dict[str, Array]] = Recent(
+            MAX_EMBEDDED, weigh=lambda embedded: len(next(iter(embedded.values())))
+        )
         self.batch_axes = batch_axes(head)
 
     def embedded(self, table: FlowTable) -> dict[str, Array]:

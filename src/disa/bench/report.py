@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checked_json import JSONError, load
 from ..errors import DisaError
-from ..files import read_bytes, written_whole
+from ..files import check_replaceable, read_bytes, written_whole
 from ..runtime.families.options import canonical_defaults
 from ..runtime.stats import MODEL_PARTS
 from ..tables import table
@@ -74,6 +74,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise DisaError(f"{path} cannot be written: it is a folder: give the name of a file in it")
     try:
+        check_replaceable(path)
         with TemporaryFile(dir=path.parent):
             return
     except OSError as error:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -124,7 +125,9 @@ class Worker:
         self._connection.close()
 
     def _call(self, request: object) -> Any:
-        self._connection.send(request)
+        # That the process has ended is reported when its answer is read.
+        with suppress(ConnectionError):
+            self._connection.send(request)
         return self._receive()
 
     def _receive(self) -> Any:

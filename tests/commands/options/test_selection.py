@@ -93,7 +93,7 @@ def test_rows_of_prompts(tmp_path: Path) -> None:
         ("index,class,cfg\n1,0,3\n", "has 'cfg'"),
         ("index,seed\n1,0\n", "has no class"),
         ("class\nboot\n", "did you mean 'boat'"),
-        ("class,seed\n1,0,3\n", "has 'None'"),
+        ("class,seed\n1,0,3\n", "row 1 has more values than the header: put text with commas in"),
         ("class\n1\0\n", "class"),
     ],
 )

@@ -215,3 +215,11 @@ def test_defaults_of_a_plan_that_cannot_be() -> None:
         checked_defaults("mar", TOKENS, {}, {"schedule": AnnealedSchedule()})
     stored = checked_defaults("mar", TOKENS, {}, {"schedule": FittedSchedule((9, 5))})
     assert plan_defaults(stored)["schedule"] == FittedSchedule((9, 5))
+
+
+def test_steps_and_sizes_are_whole_numbers_of_any_library() -> None:
+    assert OPTIONS["mar"](steps=np.int64(10)).steps_of(0, 4) == 10
+    assert OPTIONS["harmon"](size=np.int32(256)).to_json()["size"] == "256"
+    for wrong in (np.float64(10), np.bool_(True), True):
+        with pytest.raises(InvalidRequest, match="steps must be text"):
+            OPTIONS["mar"](steps=wrong)

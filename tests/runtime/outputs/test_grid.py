@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,29 @@ def test_the_label_of_a_long_prompt_is_one_short_line(monkeypatch: pytest.Monkey
     assert len(text) < 30
 
 
+class Ruler:
+    """A font whose letters have one width; counts how often it measures."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def getlength(self, text: str) -> int:
+        self.calls += 1
+        return 5 * len(text)
+
+
+@pytest.mark.parametrize("letters", [2, 3, 17, 256])
+def test_a_label_is_measured_a_few_times(letters: int) -> None:
+    """A long label took a quarter of a second, and the 400 of a grid more than a minute."""
+    text = "abcdefgh" * 32
+    for width in (4, 5, 14, 15, 84, 5 * letters - 1, 5 * letters):
+        ruler = Ruler()
+        fits = min(letters, max(1, width // 5))
+        expected = text[:letters] if fits == letters else text[: fits - 1] + "."
+        assert grid._fitted(text[:letters], width, ruler) == expected
+        assert ruler.calls <= 10
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 30))
 def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], length: int) -> None:
     conditions = (cycle * length)[:length]
@@ -164,6 +189,28 @@ def test_the_period_is_the_least_after_which_all_repeats(cycle: list[int], lengt
         if repeats:
             assert each >= period
             break
+
+
+def test_images_are_read_one_by_one() -> None:
+    """Four hundred of 2048x2048 pixels take 5 GB."""
+    known: list[weakref.ref[Any]] = []
+
+    def images() -> Iterator[Any]:
+        for index in range(9):
+            assert sum(image() is not None for image in known) <= 3
+            image = np.full((72, 72, 3), index, np.uint8)
+            known.append(weakref.ref(image))
+            yield image
+            del image
+
+    sheet = np.asarray(make_grid(images(), [*range(9)], None))
+    assert sheet[60, 40::76, 0].tolist() == [*range(9)]
+
+
+def test_the_widest_image_has_a_line() -> None:
+    """Of Harmon's sizes, this one was reduced to a height of 0, which Pillow refuses."""
+    sheet = np.asarray(make_grid([np.full((16, 4096, 3), 7, np.uint8)], [0], None))
+    assert (sheet == 7).all(axis=-1).sum() == 80
 
 
 def test_how_images_are_enlarged_and_reduced() -> None:

@@ -1,5 +1,7 @@
 """One run at a time in a folder, and what the second one is told."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -64,8 +66,23 @@ def test_a_file_that_is_removed_while_it_is_opened(
     lock.release()
 
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said that the folder cannot be written."""
+
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with pytest.raises(DisaError, match=f"^{tmp_path} is on a file system without locks, which"):
+        FolderLock(tmp_path)
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"x", b"[]", b"{}", b'{"host": "a", "process": "b"}', b"\xff"]
+    "data",
+    [
+        *(b"", b"x", b"[]", b"{}", b'{"host": "a", "process": "b"}', b"\xff"),
+        b'{"host": "a", "process": 1e999, "started": ""}',
+    ],
 )
 def test_a_holder_that_says_nothing(data: bytes) -> None:
     assert describe_holder(data) == "another run"

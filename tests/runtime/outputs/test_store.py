@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,6 +183,26 @@ def test_folders_elsewhere_are_not_entered(tmp_path: Path) -> None:
     assert list(LocalStore(run).names()) == ["link"]
 
 
+def test_folders_that_may_not_be_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as lost+found, if a whole disk is for images."""
+    store = LocalStore(tmp_path)
+    for name in ("0001/a.txt", "lost+found/b.txt", "z/c.txt"):
+        put(store, name)
+    scandir = os.scandir
+
+    def guarded(folder: Path) -> object:
+        if Path(folder).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert sorted(store.names()) == ["0001/a.txt", "z/c.txt"]
+    with pytest.raises(PermissionError):
+        list(store.names("lost+found"))
+
+
 def test_folders_of_other_disks(tmp_path: Path) -> None:
     """A folder that cannot be removed is left: its file is removed all the same."""
     store = LocalStore(tmp_path)
@@ -205,3 +226,18 @@ def test_a_file_is_replaced_where_renaming_does_not(
     for data in (b"begun", b"complete"):
         put(store, "run.json", data)
         assert content(store, "run.json") == data
+
+
+def test_a_full_temporary_folder_is_not_taken_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> object:
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = open_store("memory://full/run")
+    told = rf"^{tmp_path} cannot be written: No space left on device \(files are prepared there; "
+    with pytest.raises(DisaError, match=told), storing(store):
+        put(store, "a.txt", b"x" * 100_000)
+    assert list(store.names()) == []

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from disa.runtime.sampling.head import Head, HeadRows
+from disa.runtime.sampling.head import MAX_EMBEDDED, Head, HeadRows
 from disa.runtime.sampling.sampler import SamplerName, step_table
 from disa.runtime.stats import Stats
 
@@ -72,3 +72,16 @@ def test_some_rows_are_what_they_were() -> None:
     assert some.noise(1)[:, 0].tolist() == [60, 40]
     some.run_steps(TABLE, np.array([[0, 0]]), np.array([0, 0]), np.zeros((2, 1)))
     assert made.stats.head_rows == 2  # One count for all.
+
+
+def test_embeddings_of_many_tables_take_limited_memory() -> None:
+    """Requests with 2 to 1,000 steps, alone or together, took gigabytes of a server's memory."""
+    timesteps = Timesteps()
+    head = Head({"head": Session(), "timestep": timesteps}.__getitem__)  # type: ignore[arg-type]
+    tables = [step_table(SamplerName.DDPM, steps) for steps in range(900, 930)]
+    for table in tables:
+        head.embedding(table)
+    assert sum(map(len, head._embeddings.values())) <= MAX_EMBEDDED
+    for table in tables[-8:]:
+        head.embedding(table)
+    assert timesteps.runs == len(tables)

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from disa.errors import InvalidRequest
@@ -34,3 +36,14 @@ def test_a_list_always_has_the_first() -> None:
 def test_what_is_no_plan(text: str) -> None:
     with pytest.raises(InvalidRequest, match="EVERY:FIRST"):
         parse_refresh(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["9{}x", "9{}:5x", "9:{}x", "9 after{}x", "every{}x", "1{},2x", "{}x", "1,2{}x"]
+)
+def test_long_texts_are_refused_at_once(text: str) -> None:
+    """A server parses on its event loop: a megabyte of blanks stopped it for an hour."""
+    start = time.process_time()
+    with pytest.raises(InvalidRequest, match="EVERY:FIRST"):
+        parse_refresh(text.format(" " * 100_000))
+    assert time.process_time() - start < 2

@@ -212,6 +212,10 @@ def _select_rows(options: SelectionOptions, conditions: Conditions) -> Selection
     indices, texts, seeds = [], [], []
     for number, row in enumerate(_read_rows(options.rows), 1):
         where = f"{options.rows}: row {number}"
+        if None in row:
+            raise DisaError(
+                f"{where} has more values than the header: put text with commas in quotation marks"
+            )
         if unknown := row.keys() - {"index", "seed", field}:
             raise DisaError(
                 f"{where} has {sorted(map(str, unknown))[0]!r}: give index, {field}, seed"

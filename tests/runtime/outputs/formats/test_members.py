@@ -116,3 +116,26 @@ def test_a_member_may_have_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 5)
     with pytest.raises(DisaError, match="damaged"):
         list(read_images(tar(*WHOLE), ROWS[:1], "it"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "a,b"},
+        {"GNU.sparse.map": "0,1", "GNU.sparse.size": "many"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"GNU.sparse.map": "999,1", "GNU.sparse.size": "1000"},
+    ],
+)
+def test_sparse_files_are_no_images(headers: dict[str, str]) -> None:
+    """A traceback of tarfile, or a gigabyte of zeros from a file of some bytes."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in WHOLE:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name.endswith("png"):
+                info.pax_headers = headers
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(DisaError, match="damaged"):
+        list(read_images(io.BytesIO(file.getvalue()), ROWS[:1], "it"))
