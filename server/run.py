@@ -109,8 +109,8 @@ class DrainingServer(uvicorn.Server):
     """Finishes the running images after the first signal, and stops at once after the second.
 
     Attributes:
-        failure: why a model could not be loaded, or cannot be used any more, which stops the server;
-            None if none failed.
+        failure: why a model cannot be loaded or used any more, which stops the server; None if none
+            failed.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
