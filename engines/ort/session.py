@@ -237,6 +237,8 @@ def session_options(runtime: ModuleType, threads: int, prepack: bool, precision:
         # Idle threads of one session must not occupy the cores that the next session needs.
         "session.intra_op.spin_duration_us": "100",
         "session.record_ep_graph_assignment_info": "1",
+        # ONNX Runtime's own format, which it would recognise, is not what `relocate` checked.
+        "session.load_model_format": "ONNX",
         "session.disable_prepacking": str(int(not prepack)),
         **_exact_quantization(precision),
     }

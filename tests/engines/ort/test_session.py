@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from disa.engines.cpu import physical_cores
-from disa.engines.ort.session import OnnxRuntimeSession
+from disa.engines.ort.session import OnnxRuntimeSession, session_options
 from disa.engines.plan.plan import Plan
 from disa.errors import DisaError, MissingDependency
 
@@ -200,3 +201,20 @@ def test_without_onnxruntime_the_command_that_brings_it_is_named(
         pytest.raises(MissingDependency, match=r"pip install 'disa\[cpu\]'"),
     ):
         OnnxRuntimeSession(plan, "head")
+
+
+def test_a_graph_in_the_format_of_onnx_runtime_is_refused(tmp_path: Path) -> None:
+    """Only ONNX is checked for files outside the plan; bytes of both kinds at once can be made."""
+    own = onnxruntime.SessionOptions()
+    own.optimized_model_filepath = str(tmp_path / "graph.ort")
+    own.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    own.add_session_config_entry("session.save_model_format", "ORT")
+    onnx = as_model(
+        [helper.make_node("Add", ["x", "x"], ["y"])], [], VECTOR, RESULT
+    ).SerializeToString()
+    onnxruntime.InferenceSession(onnx, own, providers=["CPUExecutionProvider"])
+    options = session_options(onnxruntime, 1, False, "fp32")
+    onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    converted = (tmp_path / "graph.ort").read_bytes()
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        onnxruntime.InferenceSession(converted, options, providers=["CPUExecutionProvider"])
