@@ -104,3 +104,31 @@ def test_the_page_shows_the_records_of_tolerances() -> None:
     }
     words = "is {} with linear steps, {} with a tolerance of 0.01, and {} with 0.02."
     assert words.format(*(record[steps] for steps in ("15", "15 0.01", "15 0.02"))) in text
+
+
+def test_the_text_agrees_with_the_records() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "demo-models.md").read_text().split())
+    observed = models_page.read(RESULTS)
+    schedules = {
+        family: {row["schedule"]: row for row in content["schedules"]["rows"]}
+        for family, content in observed.items()
+    }
+    rows = {name: row["head_rows_per_image"] for name, row in schedules["xar"].items()}
+    usual = rows["linear 50:15"]
+    assert f"50 fixed steps with {usual / rows['constant 50']:.0%}".replace("%", " %") in text
+    small, large = (1 - rows[f"adaptive 50:15 {tolerance}"] / usual for tolerance in (0.05, 0.2))
+    told = (
+        f"0.05 costs nothing and saves {small:.0%} of the rows; 0.2 saves {large:.0%}, at a price"
+    )
+    assert told.replace("%", " %") in text
+    changes = {
+        (family, Path(row["plan"]).stem): row["frechet_distance"]
+        - schedules[family][row["schedule"]]["frechet_distance"]
+        for family, content in observed.items()
+        for row in content["precisions"]["rows"]
+    }
+    assert f"{-changes['mar', 'fp16']:.2f} less on MAR in fp16 and bf16" in text
+    assert f"{changes['xar', 'fp8']:.2f} more on xAR in fp8" in text
+    assert min(changes, key=lambda name: changes[name])[0] == "mar"
+    assert max(changes, key=lambda name: changes[name]) == ("xar", "fp8")
+    assert not any(content["refused"] for content in observed.values())
