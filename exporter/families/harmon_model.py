@@ -168,8 +168,12 @@ class Backbone(nn.Module):
             tokens: [tokens, batch, C].
             place: their position embeddings, [tokens, batch, width].
         """
-        known = self.z_proj_ln(self.z_proj(tokens) + place).transpose(0, 1)
+        known = self.embed_known(tokens, place)
         return torch.cat([self.buffer.expand(known.shape[0], -1, -1), known], dim=1)
+
+    def embed_known(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """The part of `embed` after the buffer, [batch, tokens, width]."""
+        return self.z_proj_ln(self.z_proj(tokens) + place).transpose(0, 1)
 
     def reading_order(
         self, place: Tensor, guidance: int, length: Tensor, padded: int

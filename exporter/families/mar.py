@@ -133,13 +133,27 @@ class MaskedDecoder(nn.Module):
         Returns:
             [guidance * batch, buffer + positions, width].
         """
-        visible = encoded.shape[1] - self.buffer_size
         x = self.decoder_embed(encoded)
-        buffer = x[:, : self.buffer_size] + self.buffer_position
-        known = decoder_position[positions[:visible]].transpose(0, 1)
-        known = x[:, self.buffer_size :] + for_each(known, guidance)
+        buffer, known = x[:, : self.buffer_size], x[:, self.buffer_size :]
+        image = self.image_tokens(known, guidance, positions, decoder_position)
+        return torch.cat([buffer + self.buffer_position, *image], dim=1)
+
+    def image_tokens(
+        self, known: Tensor, guidance: int, positions: Tensor, decoder_position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Known tokens at their places, and mask tokens for the rest.
+
+        Args:
+            known: from `decoder_embed`, [guidance * batch, visible, width].
+            guidance, positions, decoder_position: see `forward`.
+
+        Returns:
+            [guidance * batch, visible, width] and [guidance * batch, positions - visible, width].
+        """
+        visible = known.shape[1]
+        place = decoder_position[positions[:visible]].transpose(0, 1)
         masked = (decoder_position + self.mask_token)[positions[visible:]].transpose(0, 1)
-        return torch.cat([buffer, known, for_each(masked, guidance)], dim=1)
+        return known + for_each(place, guidance), for_each(masked, guidance)
 
     def condition(self, decoded: Tensor, place: Tensor) -> Tensor:
         """Decoded tokens [guidance, predicted, batch, width] and their position embeddings."""
@@ -205,8 +219,13 @@ class Backbone(nn.Module):
         """The input of the encoder, [guidance * batch, buffer + tokens, width]."""
         buffer = self.class_table[class_index].unsqueeze(2) + self.encoder_buffer_position
         buffer = self.z_proj_ln(buffer).flatten(0, 1)
+        known = for_each(self.embed_known(tokens, positions), class_index.shape[0])
+        return torch.cat([buffer, known], dim=1)
+
+    def embed_known(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The known tokens in the input of the encoder, [batch, tokens, width]."""
         known = self.z_proj_ln(self.z_proj(tokens) + self.encoder_position[positions])
-        return torch.cat([buffer, for_each(known.transpose(0, 1), class_index.shape[0])], dim=1)
+        return known.transpose(0, 1)
 
 
 class Decoder(nn.Module):

@@ -53,10 +53,10 @@ class CachedDecoder(nn.Module):
         decoder_position: Tensor,
         condition_position: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """A pass that computes only the buffer and the new and predicted tokens.
+        """A pass that computes only new and predicted tokens.
 
         Args:
-            encoded: buffer and new tokens, [batch, buffer + new, width].
+            encoded: new tokens, [batch, new, width].
             known: grid positions of the new tokens, [new, batch].
             predicted: positions predicted now, [predicted, batch].
             cached: known tokens at the last pass.
@@ -65,20 +65,20 @@ class CachedDecoder(nn.Module):
 
         Returns:
             The condition, [guidance, predicted * batch, width], and the cache at the places of
-            buffer, new and predicted tokens, [buffer + new + predicted, ...].
+            new and predicted tokens, [new + predicted, ...].
         """
-        decode, skip = self.decode, self.decode.buffer_size
-        new, count = known.shape[0], predicted.shape[0]
-        behind = skip + cached + new + count
+        decode, (new, count) = self.decode, (known.shape[0], predicted.shape[0])
+        start = decode.buffer_size + cached
 
         def merge(fresh: Tensor, layer: int) -> Tensor:
-            old = cache[skip : skip + cached, layer].to(fresh.dtype)
-            rest = cache[behind:, layer].to(fresh.dtype)
-            return torch.cat([fresh[:skip], old, fresh[skip:], rest])
+            old = cache[:start, layer].to(fresh.dtype)
+            rest = cache[start + new + count :, layer].to(fresh.dtype)
+            return torch.cat([old, fresh, rest])
 
         places = torch.cat([known, predicted])
-        x = decode.tokens(encoded, 1, places, decoder_position)
-        x, fresh = run_some(self.blocks, x, merge, skip + new)
+        known_tokens = decode.decoder_embed(encoded)
+        x = torch.cat(decode.image_tokens(known_tokens, 1, places, decoder_position), dim=1)
+        x, fresh = run_some(self.blocks, x, merge, new)
         half = torch.arange(guidance, dtype=x.dtype, device=x.device)[:, None, None, None]
         halves = x.transpose(0, 1) + half * difference
         return decode.condition(halves, condition_position[predicted]), fresh

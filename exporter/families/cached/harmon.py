@@ -112,36 +112,32 @@ class Reuse(nn.Module):
 
         Returns:
             condition: [guidance, predicted * batch, width].
-            new_encoder, new_language: keys and values of the buffer and the new tokens,
-                [buffer + new, layers, 2, batch, heads, head_dim].
-            new_decoder: keys and values of the buffer and of new and predicted tokens,
-                [buffer + new + predicted, ...].
+            new_encoder, new_language: keys and values of the new tokens,
+                [new, layers, 2, batch, heads, head_dim].
+            new_decoder: keys and values of new and predicted tokens, [new + predicted, ...].
         """
-        backbone, skip = self.backbone, self.backbone.buffer_size
-        cached = encoder_cache.shape[0] - skip
+        backbone, old = self.backbone, encoder_cache.shape[0]
+        cached = old - backbone.buffer_size
         place = known[cached:]
 
         def encoder_keys(fresh: Tensor, layer: int) -> Tensor:
-            old = encoder_cache[skip:, layer].to(fresh.dtype)
-            return torch.cat([fresh[:skip], old, fresh[skip:]])
+            return torch.cat([encoder_cache[:, layer].to(fresh.dtype), fresh])
 
         def language_keys(fresh: Tensor, layer: int) -> Tensor:
-            old = language_cache[skip:, layer].to(fresh.dtype)
-            return torch.cat([fresh[:skip], old, fresh[skip:]])
+            return torch.cat([language_cache[:, layer].to(fresh.dtype), fresh])
 
-        x = backbone.embed(tokens, encoder_position[place])
+        x = backbone.embed_known(tokens, encoder_position[place])
         x, new_encoder = run_some(backbone.encoder_blocks, x, encoder_keys)
         encoded = backbone.encoder_norm(x)
         rows = prompt_index[0]
         length = prompt_length[rows].float()[:, None]
         rank, mask = backbone.reading_order(known.transpose(0, 1), 1, length, prompt_key.shape[3])
-        behind = skip + cached
         hidden, new_language = run_cached(
             backbone.language_model,
             backbone.proj_in(encoded),
-            length + torch.cat([rank[:, :skip], rank[:, behind:]], dim=1),
+            length + rank[:, old:],
             length + rank,
-            torch.cat([mask[:, :skip], mask[:, behind:]], dim=1),
+            mask[:, old:],
             prompt_key.index_select(1, rows),
             prompt_value.index_select(1, rows),
             language_keys,
@@ -186,7 +182,7 @@ def cached_graphs(model: Harmon, backbone: Backbone) -> list[Graph]:
             plain,
             "visible",
             whole,
-            caches("encoded_now", "decoded_now"),
+            caches("new", "decoded_now"),
             width,
             # All sizes differ while the graph is traced.
             {**sizes, "visible": 8, "encoded": sizes["encoded"] + 1},

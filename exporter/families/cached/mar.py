@@ -76,25 +76,23 @@ class Reuse(nn.Module):
 
         Returns:
             condition: [guidance, predicted * batch, width].
-            new_encoder: keys and values of the buffer and the new tokens,
-                [buffer + new, layers, 2, batch, heads, head_dim].
-            new_decoder: keys and values of the buffer and of new and predicted tokens,
-                [buffer + new + predicted, ...].
+            new_encoder: keys and values of the new tokens,
+                [new, layers, 2, batch, heads, head_dim].
+            new_decoder: keys and values of new and predicted tokens, [new + predicted, ...].
         """
-        backbone, skip = self.backbone, self.backbone.decode.buffer_size
+        backbone = self.backbone
 
         def merge(fresh: Tensor, layer: int) -> Tensor:
-            old = encoder_cache[skip:, layer].to(fresh.dtype)
-            return torch.cat([fresh[:skip], old, fresh[skip:]])
+            return torch.cat([encoder_cache[:, layer].to(fresh.dtype), fresh])
 
-        x = backbone.embed(tokens, known, class_index[:1])
+        x = backbone.embed_known(tokens, known)
         x, new_encoder = run_some(backbone.encoder_blocks, x, merge)
         condition, new_decoder = self.decoder.extend(
             backbone.encoder_norm(x),
             class_index.shape[0],
             known,
             predicted,
-            encoder_cache.shape[0] - skip,
+            encoder_cache.shape[0] - backbone.decode.buffer_size,
             decoder_cache,
             difference,
             backbone.decoder_position,
@@ -128,7 +126,7 @@ def cached_graphs(model: MAR, backbone: Backbone) -> list[Graph]:
             plain,
             "new",
             whole,
-            caches("encoded_now", "decoded_now"),
+            caches("new", "decoded_now"),
             width,
             # All sizes differ while the graph is traced.
             {**sizes, "encoded": buffer + 6},

@@ -9,13 +9,34 @@ from typing import Any
 
 import numpy as np
 
+from ....engines.plan.plan import Plan
 from ....engines.session import Array, Session, TensorSpec
+from ....errors import InvalidRequest
 from ..cohort import Group
 
 CACHE = "_cache"
 NEW = "new_"
 DIFFERENCE = "difference"
 BATCH_AXIS = {CACHE: 3, DIFFERENCE: 1}
+
+
+def check_cached_backbone(plan: Plan) -> None:
+    """Check that a plan has the graphs of a cached backbone.
+
+    Raises:
+        InvalidRequest: it has none, or those of an earlier version, which return the keys and
+            values of the buffer too.
+    """
+    again = "export the checkpoint again with --cached-backbone"
+    if "reuse" not in plan.manifest.graphs:
+        raise InvalidRequest(
+            f"{plan.path.name} has no cached backbone, which refresh needs: {again}"
+        )
+    shapes = {spec.name: spec.shape for spec in plan.graph("reuse").outputs}
+    if shapes.get("new_encoder", ())[:1] != ("new",):
+        raise InvalidRequest(
+            f"{plan.path.name} has the cached backbone of an earlier version of disa: {again}"
+        )
 
 
 def reuse_inputs(group: Group[Any], specs: Iterable[TensorSpec]) -> dict[str, Array]:
@@ -71,11 +92,9 @@ def update_caches(group: Group[Any], outputs: Mapping[str, Array], home: Session
         axes = {name: BATCH_AXIS.get(name, BATCH_AXIS[CACHE]) for name in outputs}
         cohort.axes = {**cohort.axes, **axes}
         return
-    skip, cached = _buffer(group), first.cached
+    start = _buffer(group) + first.cached
     for name, fresh in outputs.items():
-        cache = cohort.arrays[name.removeprefix(NEW) + CACHE]
-        cache[:skip] = fresh[:skip]
-        cache[skip + cached : skip + cached + len(fresh) - skip] = fresh[skip:]
+        cohort.arrays[name.removeprefix(NEW) + CACHE][start : start + len(fresh)] = fresh
 
 
 def _buffer(group: Group[Any]) -> int:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ....engines.array_types import Floats, Ints
 from ....engines.plan.plan import Plan
 from ....engines.session import Array, Session
-from ....errors import InvalidRequest
 from ...generation import Watcher
 from ...sampling.adaptive import Subsample
 from ...sampling.denoise import Steps, denoise, take
@@ -27,7 +26,7 @@ from ...stats import Stats
 from ..cohort import Cohort, Group, Member, group_by, seated
 from ..family import BaseFamily, Sessions, StepPlans
 from ..signatures import Signature
-from .caches import reuse_inputs, update_caches
+from .caches import check_cached_backbone, reuse_inputs, update_caches
 from .options import MaskedOptions
 
 
@@ -125,11 +124,8 @@ class MaskedFamily(BaseFamily[S]):
     def options(self, overrides: Mapping[str, Any]) -> Any:
         """See `generation.Family`."""
         options = super().options(overrides)
-        if options.refresh is not None and "reuse" not in self._plan.manifest.graphs:
-            raise InvalidRequest(
-                f"{self._plan.path.name} has no cached backbone, which refresh needs: export "
-                "the checkpoint again with --cached-backbone"
-            )
+        if options.refresh is not None:
+            check_cached_backbone(self._plan)
         return options
 
     def iterations(self, options: MaskedOptions) -> int:

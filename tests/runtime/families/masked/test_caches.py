@@ -1,13 +1,16 @@
 """A cached backbone, through the exported graphs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from disa.errors import DisaError
+from disa.engines.plan.plan import Plan
+from disa.errors import DisaError, InvalidRequest
 from disa.exporter.export import export
+from disa.runtime.families.masked.caches import check_cached_backbone
 from disa.runtime.generation import Request, Sample
 from disa.runtime.pipeline import Pipeline
 from disa.runtime.sampling.noise import PhiloxNoise
@@ -94,6 +97,23 @@ def test_a_plan_without_the_graphs(golden_plan: ExportGolden) -> None:
     # Clients of a server see this message, but not the path of the plan.
     with pytest.raises(DisaError, match=r"^[\w.-]+ has no cached backbone.*--cached-backbone"):
         plain(1, refresh="9:5", **QUICK)
+
+
+def test_a_plan_that_computes_the_buffer_again_is_refused(cached_backbone_plan: Path) -> None:
+    """Its results would be written to the wrong places of the caches."""
+    with Plan.open(cached_backbone_plan) as plan:
+        check_cached_backbone(plan)
+        graph = plan.graph("reuse")
+        earlier = [
+            replace(spec, shape=("encoded_now", *spec.shape[1:]))
+            if spec.name == "new_encoder"
+            else spec
+            for spec in graph.outputs
+        ]
+        graphs = {**plan.manifest.graphs, "reuse": replace(graph, outputs=tuple(earlier))}
+        plan.manifest = replace(plan.manifest, graphs=graphs)
+        with pytest.raises(InvalidRequest, match=r"earlier version of disa.*--cached-backbone"):
+            check_cached_backbone(plan)
 
 
 def test_families_with_caches_of_their_own(tmp_path: Path) -> None:
