@@ -27,7 +27,7 @@ OTHER_SHAPES = ("flowar_s", "xar_b", "harmon_0.5b")
 
 def targets(races: Sequence[Record], bench: Record) -> list[list[str]]:
     """Each target, what was measured, and whether it is met."""
-    mar = [record for record in races if record["shapes"] in SIZES]
+    mar = [record for record in races if record["shapes"] in SIZES and has_bf16(record)]
     rows = []
     for precision, cached, batch, factor in MAR_TARGETS:
         usual = [r for r in mar if (r["iterations"], r["batch_size"]) == (USUAL_ITERATIONS, batch)]
@@ -38,6 +38,11 @@ def targets(races: Sequence[Record], bench: Record) -> list[list[str]]:
     for shapes in OTHER_SHAPES:
         rows += in_bf16(shapes, [record for record in races if record["shapes"] == shapes])
     return [*rows, *memory_and_load(bench)]
+
+
+def has_bf16(record: Record) -> bool:
+    """Whether the processor has bf16, which the targets are about."""
+    return any(name.endswith(" bf16") for name in record["contenders"])
 
 
 def against_default(races: Sequence[Record]) -> list[str]:
