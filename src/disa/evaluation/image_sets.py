@@ -172,7 +172,7 @@ def _refuse_others(store: Store, record: RunRecord) -> None:
         DisaError: there is an image that the run does not list.
     """
     naming = Numbered()
-    for name in store.names():
+    for name in store.names(within=naming.is_folder):
         stem, _, suffix = name.rpartition(".")
         if suffix in SUFFIXES.values():
             index = naming.index(stem)
