@@ -106,6 +106,18 @@ def test_the_order_of_parts_does_not_count(runs: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_the_number_of_images_is_checked(runs: Path) -> None:
+    for places, images, told in (
+        (["part-8"], 4, None),
+        (["part-0", "part-8"], 12, None),
+        (["part-0"], 12, "the runs have 8 images (images 0 to 7), not the 12 of --images"),
+    ):
+        places_of = [runs / place for place in places]
+        result = evaluate(*places_of, *against_other(runs), "--images", images)
+        assert (result.exit_code == 0) == (told is None), result.output
+        assert (told or f"{images} images") in " ".join(result.output.split())
+
+
 def test_the_engines_of_all_parts_are_named(runs: Path, tmp_path: Path) -> None:
     for part in ("part-0", "part-8"):
         shutil.copytree(runs / part, tmp_path / part)
