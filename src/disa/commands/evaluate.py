@@ -11,6 +11,7 @@ from ..bench.report import check_writable, write_text
 from ..errors import DisaError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import FeatureExtractor
+from ..evaluation.frechet import few_images
 from ..evaluation.image_sets import Runs
 from ..evaluation.reference import Statistics, open_reference
 from ..files import is_same
@@ -105,6 +106,8 @@ def main(
     total = generated.count + (real.count if real else 0)
     with progress_bar(total, "images", "image") as advance:
         metrics = evaluate(generated, other, extractor, batch_size, precision_recall, advance)
+    count = real.count if real else None
+    note = few_images(generated.count, count, extractor.width)
     result = {
         "disa": __version__,
         "metrics": metrics,
@@ -112,6 +115,7 @@ def main(
         "reference": other.source if isinstance(other, Statistics) else other.describe(),
         "network": extractor.describe(),
         "options": {"batch_size": batch_size, "device": device},
+        **({"note": note} if note else {}),
     }
     text = json.dumps(result, indent=1)
     try:
@@ -119,7 +123,7 @@ def main(
             write_text(text + "\n", output)
     finally:
         # Hours of work are not lost if the disk is full by now.
-        click.echo(text if as_json else summary(metrics, generated.count))
+        click.echo(text if as_json else summary(metrics, generated.count, count, note))
 
 
 def _open_features(name: str, inception: Path | None, device: str) -> FeatureExtractor:
@@ -134,9 +138,21 @@ def _open_features(name: str, inception: Path | None, device: str) -> FeatureExt
     return Inception(inception, device)
 
 
-def summary(metrics: dict[str, Any], images: int) -> str:
-    """The metrics as text for the terminal."""
-    lines = [f"{images} images", f"Fréchet distance  {metrics['frechet_distance']:.4f}"]
+def summary(
+    metrics: dict[str, Any], images: int, reference: int | None = None, note: str | None = None
+) -> str:
+    """The metrics as text for the terminal.
+
+    Args:
+        images: number of generated images.
+        reference: number of images of the reference, if known.
+        note: what to know about the distance.
+    """
+    other = f"{reference} images" if reference else "statistics"
+    lines = [
+        f"{images} images, compared with {other}",
+        f"Fréchet distance  {metrics['frechet_distance']:.4f}",
+    ]
     if "inception_score_mean" in metrics:
         mean, deviation = metrics["inception_score_mean"], metrics["inception_score_std"]
         lines.append(f"Inception score   {mean:.4f} ± {deviation:.4f}")
@@ -145,7 +161,7 @@ def summary(metrics: dict[str, Any], images: int) -> str:
         for name in ("accuracy", "precision", "recall")
         if name in metrics
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"Note: {note}"] if note else [])])
 
 
 if __name__ == "__main__":
