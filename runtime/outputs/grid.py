@@ -37,7 +37,7 @@ def make_grid(
     columns = period if 2 < period <= 20 else math.ceil(math.sqrt(count))
     headed = columns == period
     rows = math.ceil(count / columns)
-    tile, room = _tile(*first.shape[:2], columns, rows)
+    tile, room = _tile(first.shape[0], first.shape[1], columns, rows)
     cell = tile + MARGIN
     lower = 0 if headed else LABEL_HEIGHT
     line = room + MARGIN + lower
