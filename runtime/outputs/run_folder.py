@@ -258,11 +258,14 @@ class RunFolder:
         Raises:
             DisaError: there is one.
         """
-        listed = len(earlier.selection) if earlier else 0
-        extras = () if earlier else {GRID, SAMPLES}
-        if any(progress.present[listed:]) or any(map(self.store.exists, extras)):
+        if earlier:
+            found = any(progress.present[len(earlier.selection) :])
+        else:
+            owned = self._format.owned(self.store, self._record.selection)
+            found = any(True for _ in owned) or any(map(self.store.exists, (GRID, SAMPLES)))
+        if found:
             raise DisaError(
-                f"{self.store} has images but no {RECORD} that describes them: choose "
+                f"{self.store} has files of a run but no {RECORD} that describes them: choose "
                 "another folder with -o"
             )
 

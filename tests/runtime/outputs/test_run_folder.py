@@ -328,3 +328,16 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         open_folder(tmp_path / "file" / "run", 1)
     with pytest.raises(DisaError, match="a file or in a file, not a folder: choose another"):
         open_folder(tmp_path / "file", 1)
+
+
+def test_metadata_of_nobodys_run_is_not_replaced(tmp_path: Path) -> None:
+    """GenEval's own folders have this file before there are images."""
+    (tmp_path / "00001").mkdir()
+    (tmp_path / "00001" / "metadata.jsonl").write_bytes(b"mine")
+    layout = Layout("geneval", prompts=2)
+    with pytest.raises(DisaError, match=r"no run\.json"):
+        open_folder(tmp_path, 4, layout=layout)
+    (tmp_path / "00001" / "metadata.jsonl").unlink()
+    run(tmp_path, 4, layout=layout)
+    (tmp_path / "00001" / "metadata.jsonl").write_bytes(b"of the run")
+    run(tmp_path, 4, layout=layout)
