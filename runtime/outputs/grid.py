@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_TILE, MAX_TILE, MARGIN, LABEL_HEIGHT = 72, 256, 4, 16
 MAX_SIDE = 8192
+MIN_HIGHEST = 2 * MAX_TILE
+"""Up to this height, images are not reduced because of their number."""
 MAX_LETTERS = MAX_TILE
 """Letters of a label that are measured: no tile has room for more."""
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
@@ -34,13 +36,11 @@ def make_grid(
     period = _period(conditions)
     columns = period if 2 < period <= 20 else math.ceil(math.sqrt(count))
     headed = columns == period
-    tile = _tile(first.shape[0], columns)
-    # Images that are wider than high keep the room of a square.
-    room = max(tile, tile * first.shape[0] // first.shape[1])
+    rows = math.ceil(count / columns)
+    tile, room = _tile(first.shape[0], first.shape[1], columns, rows)
     cell = tile + MARGIN
     lower = 0 if headed else LABEL_HEIGHT
     line = room + MARGIN + lower
-    rows = math.ceil(count / columns)
     top = LABEL_HEIGHT + MARGIN if headed else MARGIN
     sheet = Image.new("RGB", (columns * cell + MARGIN, top + rows * line), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
@@ -53,7 +53,7 @@ def make_grid(
         picture = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
         width, height = picture.size
         method = Image.Resampling.NEAREST if tile > width else Image.Resampling.LANCZOS
-        size = tile, max(1, tile * height // width)
+        size = tile, min(room, max(1, tile * height // width))
         sheet.paste(picture.convert("RGB").resize(size, method), (x, y))
         text_y = y + room + 1 if not headed else MARGIN
         if not headed or row == 0:
@@ -78,9 +78,18 @@ def _fitted(text: str, width: int, font: Any) -> str:
     return text[:kept] + "."
 
 
-def _tile(side: int, columns: int) -> int:
-    enlarged = side * math.ceil(MIN_TILE / side) if side < MIN_TILE else min(side, MAX_TILE)
-    return max(16, min(enlarged, MAX_SIDE // columns))
+def _tile(height: int, width: int, columns: int, rows: int) -> tuple[int, int]:
+    """The width of a picture on the sheet, and the height of its room.
+
+    Images that are wider than high keep the room of a square. Much higher ones become narrow:
+    enlarged to a usual width, 400 of 16x4096 pixels would take 20 GB.
+    """
+    enlarged = height * math.ceil(MIN_TILE / height) if height < MIN_TILE else min(height, MAX_TILE)
+    tile = max(16, min(enlarged, MAX_SIDE // columns))
+    highest = max(MIN_HIGHEST, MAX_SIDE // rows)
+    if tile * height // width > highest:
+        return max(1, highest * width // height), highest
+    return tile, max(tile, tile * height // width)
 
 
 def _period(conditions: Sequence[int | str]) -> int:

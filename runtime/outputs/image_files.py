@@ -14,6 +14,7 @@ from ...errors import DisaError
 IMAGE_TYPES = ("png", "jpeg", "webp")
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "latents": "npy"}
 MAX_PIXELS = 1 << 28
+MAX_FILE_BYTES = 4 * MAX_PIXELS
 _CHANNELS = (1, 3, 4)
 _PLAIN_MODES = ("L", "RGB", "RGBA")
 """Pillow's modes of 8-bit pixels with those channels."""

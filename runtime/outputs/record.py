@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from ... import __version__
-from ...errors import DisaError
+from ...errors import DisaError, InvalidRequest
+from ..families.masked.harmon import parse_size
 from ..families.options import canonical_defaults
 from ..families.registry import OPTIONS
+from ..sampling.refresh import parse_refresh
 from ..stats import Stats
 from .layout import Layout
 from .selection import Selection
@@ -132,8 +134,28 @@ def differing_options(request: Mapping[str, Any], earlier: Mapping[str, Any]) ->
     """
     defaults = _option_defaults()
     return [
-        name for name, value in request.items() if earlier.get(name, defaults.get(name)) != value
+        name
+        for name, value in request.items()
+        if _meaning(name, earlier.get(name, defaults.get(name))) != _meaning(name, value)
     ]
+
+
+def _meaning(name: str, value: Any) -> Any:
+    """The value of an option that can be written in several ways; others are compared as they are.
+
+    Records of earlier versions have options as they were given, so that the texts may differ.
+    """
+    try:
+        match name:
+            case "size":
+                return parse_size(value, stride=1)
+            case "refresh":
+                plan = parse_refresh(value)
+                # The first AR iteration is a full pass whether it is listed or not.
+                return replace(plan, listed=plan.listed | {0}) if plan.listed else plan
+    except (InvalidRequest, AttributeError):
+        pass  # None is no text, and another text has no other way to be written.
+    return value
 
 
 @cache

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from ...errors import DisaError, MissingDependency
-from .store import PARTIAL
+from .store import PARTIAL, Wanted, every
 
 _WHOLE_UPLOADS = frozenset(
     {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"}
@@ -102,20 +102,23 @@ class RemoteStore:
         with self.errors(name):
             return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
-    def names(self, folder: str = "") -> Iterator[str]:
+    def names(self, folder: str = "", within: Wanted = every) -> Iterator[str]:
+        # One request lists a thousand files of an object store in any folders, and each folder
+        # would be a request of its own.
         start = len(self._root) + 1
         with self.errors(folder):
             found = self.fs.find(self.path(folder))
         for path in found:
             name = path[start:]
-            if name and not name.startswith(f"{PARTIAL}/"):
+            if name and not name.startswith(f"{PARTIAL}/") and _is_within(name, folder, within):
                 yield name
 
-    def top_names(self) -> Iterator[str]:
-        with self.errors(""), contextlib.suppress(FileNotFoundError):
-            for entry in self.fs.ls(self._root, detail=True):
+    def top_names(self, folder: str = "") -> Iterator[str]:
+        prefix = f"{folder}/" if folder else ""
+        with self.errors(folder), contextlib.suppress(FileNotFoundError):
+            for entry in self.fs.ls(self.path(folder), detail=True):
                 if entry["type"] == "file":
-                    yield entry["name"].rpartition("/")[2]
+                    yield prefix + entry["name"].rpartition("/")[2]
 
     def exists(self, name: str) -> bool:
         with self.errors(name):
@@ -142,6 +145,12 @@ class RemoteStore:
         except Exception as error:  # each library has its own exceptions
             told = f"{type(error).__name__}: {error}"
             raise OSError(errno.EIO, told, f"{self._url}/{name}") from error
+
+
+def _is_within(name: str, folder: str, within: Wanted) -> bool:
+    """Whether all sub-folders on the way from a folder to a file are wanted."""
+    ends = (place for place, letter in enumerate(name) if letter == "/" and place > len(folder))
+    return all(within(name[:end]) for end in ends)
 
 
 def modified(store: RemoteStore, name: str) -> Any:

@@ -13,7 +13,7 @@ from ...engines.plan.plan import Plan
 from ...errors import DisaError
 from ..stats import Stats
 from .formats.format import Progress, Shard, StoredImage, Unit
-from .formats.npz import SAMPLES, Npz
+from .formats.npz import SAMPLES, Npz, image_count
 from .formats.registry import format_of
 from .grid import make_grid
 from .image_files import SUFFIXES
@@ -191,8 +191,7 @@ class RunFolder:
         progress = self._format.progress(self.store, self._record.selection)
         self._refuse_unlisted(earlier, progress)
         self._present = progress.present
-        if self.missing() and not self.layout.sharded:
-            # It would be without the images that are added now.
+        if not self.layout.sharded and not self._samples_fit():
             self.store.remove(SAMPLES)
         self._open_shards = {
             shard.start // self.layout.shard_images: shard
@@ -259,11 +258,14 @@ class RunFolder:
         Raises:
             DisaError: there is one.
         """
-        listed = len(earlier.selection) if earlier else 0
-        extras = () if earlier else {GRID, SAMPLES}
-        if any(progress.present[listed:]) or any(map(self.store.exists, extras)):
+        if earlier:
+            found = any(progress.present[len(earlier.selection) :])
+        else:
+            owned = self._format.owned(self.store, self._record.selection)
+            found = any(True for _ in owned) or any(map(self.store.exists, (GRID, SAMPLES)))
+        if found:
             raise DisaError(
-                f"{self.store} has images but no {RECORD} that describes them: choose "
+                f"{self.store} has files of a run but no {RECORD} that describes them: choose "
                 "another folder with -o"
             )
 
@@ -272,6 +274,15 @@ class RunFolder:
         owned = list(format_of(record.layout).owned(self.store, record.selection))
         for name in [*owned, GRID, SAMPLES, *UnitLog(self.store).names(), RECORD]:
             self.store.remove(name)
+
+    def _samples_fit(self) -> bool:
+        """Whether samples.npz, if there is one, has all requested images or all of the run."""
+        if self.missing():
+            return False
+        if not self.store.exists(SAMPLES):
+            return True
+        with self.store.read(SAMPLES) as file:
+            return image_count(file) in (len(self.selection), len(self._record.selection))
 
     def _all_shards(self) -> list[Shard]:
         count, size = len(self.selection), self.layout.shard_images

@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -14,6 +14,14 @@ from ...errors import DisaError
 
 PARTIAL = ".partial"
 """The folder of incomplete files; it is deleted when a run ends."""
+
+
+Wanted = Callable[[str], bool]
+
+
+def every(_: str) -> bool:
+    """All sub-folders."""
+    return True
 
 
 class Store(Protocol):
@@ -39,12 +47,16 @@ class Store(Protocol):
         """A seekable file to read."""
         ...
 
-    def names(self, folder: str = "") -> Iterator[str]:
-        """The files in a folder and its sub-folders; none if there is no such folder."""
+    def names(self, folder: str = "", within: Wanted = every) -> Iterator[str]:
+        """The files in a folder and its sub-folders; none if there is no such folder.
+
+        Args:
+            within: whether a sub-folder is wanted; folders in others are not looked into.
+        """
         ...
 
-    def top_names(self) -> Iterator[str]:
-        """The files that are not in a sub-folder."""
+    def top_names(self, folder: str = "") -> Iterator[str]:
+        """The files in a folder that are not in a sub-folder of it."""
         ...
 
     def exists(self, name: str) -> bool: ...
@@ -100,15 +112,16 @@ class LocalStore:
         file.close()
         raise OSError(errno.EINVAL, "it is not a regular file", str(self.folder / name))
 
-    def names(self, folder: str = "") -> Iterator[str]:
+    def names(self, folder: str = "", within: Wanted = every) -> Iterator[str]:
         start = self.folder / folder
         if start.is_dir():
-            yield from _names_below(start, f"{folder}/" if folder else "")
+            yield from _names_below(start, f"{folder}/" if folder else "", within)
 
-    def top_names(self) -> Iterator[str]:
-        if self.folder.is_dir():
-            with os.scandir(self.folder) as entries:
-                yield from (entry.name for entry in entries if not entry.is_dir())
+    def top_names(self, folder: str = "") -> Iterator[str]:
+        start, prefix = self.folder / folder, f"{folder}/" if folder else ""
+        if start.is_dir():
+            with os.scandir(start) as entries:
+                yield from (prefix + entry.name for entry in entries if not entry.is_dir())
 
     def exists(self, name: str) -> bool:
         return (self.folder / name).exists()
@@ -128,16 +141,16 @@ class LocalStore:
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
 
-def _names_below(folder: Path, prefix: str) -> Iterator[str]:
+def _names_below(folder: Path, prefix: str, within: Wanted) -> Iterator[str]:
     # pathlib creates an object for each entry, and a run may have millions.
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name == PARTIAL:
+                if entry.name == PARTIAL or not within(prefix + entry.name):
                     continue
                 # The top folder of a disk has lost+found, which only root may read.
                 with suppress(PermissionError):
-                    yield from _names_below(Path(entry.path), f"{prefix}{entry.name}/")
+                    yield from _names_below(Path(entry.path), f"{prefix}{entry.name}/", within)
             else:
                 yield prefix + entry.name
 

@@ -106,6 +106,36 @@ def test_the_order_of_parts_does_not_count(runs: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_the_number_of_images_is_checked(runs: Path) -> None:
+    for places, images, told in (
+        (["part-8"], 4, None),
+        (["part-0", "part-8"], 12, None),
+        (["part-0"], 12, "the runs have 8 images (images 0 to 7), not the 12 of --images"),
+    ):
+        places_of = [runs / place for place in places]
+        result = evaluate(*places_of, *against_other(runs), "--images", images)
+        assert (result.exit_code == 0) == (told is None), result.output
+        assert (told or f"{images} images") in " ".join(result.output.split())
+
+
+def test_few_images_are_told(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of both sides are always shown, the note only if there are few."""
+    shown = evaluate(runs / "part-8", *against_other(runs)).output
+    assert "4 images, compared with 12 images\n" in shown
+    assert "Note" not in shown
+    monkeypatch.setattr(Means, "width", 4)
+    shown = evaluate(runs / "part-8", *against_other(runs)).output
+    assert "\nNote: 4 generated images are few for 4 features" in shown
+    content = json.loads(evaluate(runs / "part-8", *against_other(runs), "--json").output)
+    assert content["note"].startswith("4 generated images are few")
+
+
+def test_statistics_have_no_number_of_images(runs: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2), sigma=np.eye(2))
+    shown = evaluate(runs / "png", "--reference", tmp_path / "stats.npz").output
+    assert "12 images, compared with statistics\n" in shown
+
+
 def test_the_engines_of_all_parts_are_named(runs: Path, tmp_path: Path) -> None:
     for part in ("part-0", "part-8"):
         shutil.copytree(runs / part, tmp_path / part)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.evaluation.frechet import Moments, MomentsSum, frechet_distance
+from disa.evaluation.frechet import Moments, MomentsSum, few_images, frechet_distance
 
 
 def test_diagonal_normals_have_a_closed_form() -> None:
@@ -65,3 +65,25 @@ def test_the_distance_is_that_of_torch_fidelity() -> None:
     statistics = [{"mu": side.mean, "sigma": side.covariance} for side in sides]
     expected = fid_statistics_to_metric(*statistics, verbose=False)
     assert frechet_distance(*sides) == pytest.approx(*expected.values(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "told"),
+    [
+        (2049, 2049, None),
+        (50_000, None, None),
+        (2048, None, "2048 generated images are few for 2048 features: "),
+        (50_000, 7, "7 images of the reference are few for 2048 features: "),
+        (9, 7, "9 generated images and 7 images of the reference are few for 2048 features: "),
+    ],
+)
+def test_few_images_are_told(generated: int, reference: int | None, told: str | None) -> None:
+    note = few_images(generated, reference, 2048)
+    assert note is None if told is None else (note or "").startswith(told)
+
+
+@pytest.mark.parametrize(("images", "singular"), [(8, True), (9, False)])
+def test_few_images_have_a_singular_covariance(images: int, singular: bool) -> None:
+    features = np.random.default_rng(0).standard_normal((images, 8)).astype(np.float32)
+    rank = np.linalg.matrix_rank(Moments.of(features).covariance)
+    assert (rank < 8) == singular == (few_images(images, None, 8) is not None)

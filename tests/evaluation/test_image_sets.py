@@ -185,6 +185,41 @@ def test_a_part_between_two_others_may_not_be_missing(tmp_path: Path) -> None:
         Runs(parts[:2])
 
 
+def test_the_first_part_may_not_be_missing(tmp_path: Path) -> None:
+    parts = [write_run(tmp_path / f"part-{first}", first, 5) for first in (5, 10)]
+    with pytest.raises(
+        DisaError,
+        match=r"have 10 of 15 images: the part from image 0 to 4 is missing: .* --first-image 0 "
+        r"--num 5; if these are all, give --images 10$",
+    ):
+        Runs(parts)
+    assert Runs(parts, 10).count == 10
+    assert Runs(parts[:1]).count == 5
+
+
+def test_the_last_part_may_not_be_missing(tmp_path: Path) -> None:
+    parts = [write_run(tmp_path / f"part-{first}", first, 5) for first in (0, 5)]
+    told = r"have 10 images \(images 0 to 9\), not the {} of --images: {}"
+    with pytest.raises(DisaError, match=told.format(15, "give the runs of all parts")):
+        Runs(parts, 15)
+    with pytest.raises(DisaError, match=told.format(5, "leave out those of other parts")):
+        Runs(parts, 5)
+    assert Runs(parts, 10).count == 10
+
+
+@pytest.mark.parametrize("lost", ["000000.tar", "000001.tar", "000002.tar"])
+def test_no_shard_may_be_missing(lost: str, tmp_path: Path) -> None:
+    layout, store = Layout("webdataset", shard_images=2), LocalStore(tmp_path)
+    selection = Selection.of_seed([0] * 5, 0)
+    RunRecord({"seed": 0}, selection, layout, "an engine", True).save(store)
+    for shard in range(3):
+        (tmp_path / f"{shard:06d}.tar").touch()
+    assert Runs([str(tmp_path)]).count == 5
+    (tmp_path / lost).unlink()
+    with pytest.raises(DisaError, match=r"is not complete \([34] of 5 images exist\)"):
+        Runs([str(tmp_path)])
+
+
 def test_a_run_that_is_incomplete(tmp_path: Path) -> None:
     parts = [write_run(tmp_path / f"part-{first}", first, 5) for first in (0, 5)]
     (tmp_path / "part-5" / "000007.png").unlink()

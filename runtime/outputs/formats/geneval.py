@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from ..selection import Selection
@@ -27,6 +27,14 @@ class GenEvalNaming:
     def name(self, index: int) -> str:
         sample, prompt = divmod(index, self._prompts)
         return f"{prompt:05d}/samples/{sample:05d}"
+
+    def earlier_name(self, index: int) -> str:
+        # Version 1 did not have this structure.
+        return self.name(index)
+
+    def folders(self, indices: Sequence[int]) -> Set[str]:
+        prompts = {f"{index % self._prompts:05d}" for index in indices}
+        return prompts | {f"{prompt}/samples" for prompt in prompts}
 
     def index(self, name: str) -> int | None:
         match = _IMAGE.fullmatch(name)

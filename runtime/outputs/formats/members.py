@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from ....errors import DisaError
-from ..image_files import SUFFIXES, ImageFile
+from ..image_files import MAX_FILE_BYTES, SUFFIXES, ImageFile
 from ..selection import ImageRow
 from .format import StoredImage
-
-MAX_MEMBER_BYTES = 1 << 30
 
 
 def write_images(file: BinaryIO, images: Iterable[StoredImage]) -> None:
@@ -58,7 +56,7 @@ def read_images(file: BinaryIO, rows: Iterable[ImageRow], where: str) -> Iterato
                 # A sparse file of a few bytes may be read as a gigabyte of zeros.
                 plain = member.isreg() and not member.issparse()
                 content = archive.extractfile(member) if plain else None
-                if content is None or member.size > MAX_MEMBER_BYTES:
+                if content is None or member.size > MAX_FILE_BYTES:
                     raise damaged
                 found[suffix] = content.read()
                 if suffix in ("cls", "txt"):

@@ -1,8 +1,9 @@
 """Images as one .npz file, in the format of ADM's evaluator."""
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -65,17 +66,8 @@ class Npz:
         rows = list(rows)
         try:
             with zipfile.ZipFile(file) as archive, archive.open(PIXELS) as member:
-                if archive.getinfo(PIXELS).compress_type not in METHODS:
-                    raise damaged
-                np.lib.format.read_magic(member)
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-                count, *size = shape
-                if (count, fortran) != (len(rows), False) or dtype != np.uint8 or len(size) != 3:
-                    raise damaged
-                height, width, channels = size
-                if any(type(side) is not int or side < 1 for side in size):
-                    raise damaged
-                if height * width * channels > 4 * MAX_PIXELS:
+                count, height, width, channels = _shape(archive, member)
+                if count != len(rows):
                     raise damaged
                 for row in rows:
                     data = member.read(height * width * channels)
@@ -87,6 +79,36 @@ class Npz:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # The disk, not the content.
             raise damaged from error
+
+
+def image_count(file: BinaryIO) -> int | None:
+    """The number of images in a file of `Npz`; None if it is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(PIXELS) as member:
+            return _shape(archive, member)[0]
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The disk, not the content.
+        return None
+
+
+def _shape(archive: zipfile.ZipFile, member: IO[bytes]) -> tuple[int, int, int, int]:
+    """Read the header of the pixels: images, height, width, channels.
+
+    Raises:
+        ValueError: it is not one that `Npz` writes.
+    """
+    if archive.getinfo(PIXELS).compress_type not in METHODS:
+        raise ValueError("it is compressed with another method than NumPy's")
+    np.lib.format.read_magic(member)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    if fortran or dtype != np.uint8 or len(shape) != 4:
+        raise ValueError("it does not have uint8 images")
+    if any(type(side) is not int or side < 1 for side in shape):
+        raise ValueError("its shape is not one of images")
+    if math.prod(shape[1:]) > 4 * MAX_PIXELS:
+        raise ValueError("its images are too large")
+    return shape
 
 
 def _pixels(image: StoredImage, shape: tuple[int, ...] | None) -> npt.NDArray[np.uint8]:

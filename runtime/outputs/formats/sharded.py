@@ -112,13 +112,12 @@ class ShardedFormat:
 
     def _existing(self, store: Store, count: int) -> Iterator[tuple[str, int, int]]:
         """Names of shards and parts, and the positions of their images."""
-        folder = self._container.folder
-        for name in store.names(folder) if folder else store.top_names():
+        for name in store.top_names(self._container.folder):
             number = self._container.number(name)
             if number is not None and number * self._shard_images < count:
                 start = number * self._shard_images
                 yield name, start, min(start + self._shard_images, count)
-        for name in store.names(PARTS):
+        for name in store.top_names(PARTS):
             if match := _PART.fullmatch(name):
                 start, stop = int(match[1]), int(match[2])
                 if start < stop <= count and name == _part_name(start, stop):

@@ -11,6 +11,7 @@ from ..bench.report import check_writable, write_text
 from ..errors import DisaError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import FeatureExtractor
+from ..evaluation.frechet import few_images
 from ..evaluation.image_sets import Runs
 from ..evaluation.reference import Statistics, open_reference
 from ..files import is_same
@@ -46,6 +47,12 @@ from .command import DisaCommand, refuse_options
     type=click.Path(path_type=Path),
     help="File with the converted official weights of Inception (pt_inception-2015-12-05).",
 )
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    help="Number of images that RUNS must have together; without it, a missing last part is not "
+    "noticed.",
+)
 @click.option("--precision-recall", is_flag=True, help="Also compute precision and recall.")
 @click.option(
     "--batch-size",
@@ -69,6 +76,7 @@ def main(
     reference: Path,
     features: str,
     inception: Path | None,
+    images: int | None,
     precision_recall: bool,
     batch_size: int,
     device: str,
@@ -78,7 +86,7 @@ def main(
     """Compare the images of RUNS with a reference: FID, Inception score, precision and recall.
 
     RUNS are folders or URLs written by disa-run, in any format. Several of them are evaluated as
-    parts of one run. They must be complete.
+    parts of one run. They must be complete, and begin with image 0 or have the number of --images.
 
     The images of a folder must have one size. Those of a data set with other sizes are to be
     cropped and scaled first, as the reference of the number that is compared was made.
@@ -91,20 +99,23 @@ def main(
         check_writable(output)
     if features == "demo":
         refuse_options(("inception", "device"), "the classifier of the demo runs on the CPU")
-    images = Runs(runs)
+    generated = Runs(runs, images)
     extractor = _open_features(features, inception, device)
     other = open_reference(reference, extractor.width, precision_recall)
     real = other.images if isinstance(other, Statistics) else other
-    total = images.count + (real.count if real else 0)
+    total = generated.count + (real.count if real else 0)
     with progress_bar(total, "images", "image") as advance:
-        metrics = evaluate(images, other, extractor, batch_size, precision_recall, advance)
+        metrics = evaluate(generated, other, extractor, batch_size, precision_recall, advance)
+    count = real.count if real else None
+    note = few_images(generated.count, count, extractor.width)
     result = {
         "disa": __version__,
         "metrics": metrics,
-        "generated": images.describe(),
+        "generated": generated.describe(),
         "reference": other.source if isinstance(other, Statistics) else other.describe(),
         "network": extractor.describe(),
         "options": {"batch_size": batch_size, "device": device},
+        **({"note": note} if note else {}),
     }
     text = json.dumps(result, indent=1)
     try:
@@ -112,7 +123,7 @@ def main(
             write_text(text + "\n", output)
     finally:
         # Hours of work are not lost if the disk is full by now.
-        click.echo(text if as_json else summary(metrics, images.count))
+        click.echo(text if as_json else summary(metrics, generated.count, count, note))
 
 
 def _open_features(name: str, inception: Path | None, device: str) -> FeatureExtractor:
@@ -127,9 +138,21 @@ def _open_features(name: str, inception: Path | None, device: str) -> FeatureExt
     return Inception(inception, device)
 
 
-def summary(metrics: dict[str, Any], images: int) -> str:
-    """The metrics as text for the terminal."""
-    lines = [f"{images} images", f"Fréchet distance  {metrics['frechet_distance']:.4f}"]
+def summary(
+    metrics: dict[str, Any], images: int, reference: int | None = None, note: str | None = None
+) -> str:
+    """The metrics as text for the terminal.
+
+    Args:
+        images: number of generated images.
+        reference: number of images of the reference, if known.
+        note: what to know about the distance.
+    """
+    other = f"{reference} images" if reference else "statistics"
+    lines = [
+        f"{images} images, compared with {other}",
+        f"Fréchet distance  {metrics['frechet_distance']:.4f}",
+    ]
     if "inception_score_mean" in metrics:
         mean, deviation = metrics["inception_score_mean"], metrics["inception_score_std"]
         lines.append(f"Inception score   {mean:.4f} ± {deviation:.4f}")
@@ -138,7 +161,7 @@ def summary(metrics: dict[str, Any], images: int) -> str:
         for name in ("accuracy", "precision", "recall")
         if name in metrics
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"Note: {note}"] if note else [])])
 
 
 if __name__ == "__main__":

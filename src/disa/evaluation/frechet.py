@@ -72,6 +72,28 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(np.maximum(squared, 0.0))
 
 
+def few_images(generated: int, reference: int | None, width: int) -> str | None:
+    """What to know about a distance of few images; None if there are more than features.
+
+    The covariance of n images has at most the rank n - 1. With fewer images, the distance is larger
+    (Chong and Forsyth, 2020), and with no more images than features it says little else.
+
+    Args:
+        generated: number of generated images.
+        reference: number of images of the reference; None if only their moments are known.
+        width: number of features of an image.
+    """
+    sides = {"generated images": generated, "images of the reference": reference}
+    few = [f"{count} {name}" for name, count in sides.items() if count and count <= width]
+    if not few:
+        return None
+    return (
+        f"{' and '.join(few)} are few for {width} features: their covariance is singular, and the "
+        "distance is larger than that of more images; compare it only with distances of as many "
+        "images"
+    )
+
+
 def _square_root(symmetric: Float64s) -> Float64s:
     values, vectors = np.linalg.eigh(symmetric)
     root: Float64s = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

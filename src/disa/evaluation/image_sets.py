@@ -63,13 +63,15 @@ class Runs:
 
     Args:
         places: folders or URLs.
+        images: the number of images of the whole run. A record has only the images of its own
+            part, so that without this number a missing part after the last one is not noticed.
 
     Raises:
         DisaError: a run is incomplete, contains other images, or does not match the other runs, or
-            a part between two of them is missing.
+            a part is missing.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], images: int | None = None) -> None:
         runs = [_open_run(open_store(place)) for place in places]
         first = runs[0].record
         seen: set[tuple[int, int]] = set()
@@ -90,7 +92,7 @@ class Runs:
         # The Inception score depends on the order, and shells list part-10 before part-2.
         self._runs = sorted(runs, key=lambda run: run.record.selection.indices[0])
         self.count = sum(len(run.record.selection) for run in self._runs)
-        _refuse_gaps(self._runs, self.count)
+        _refuse_gaps(self._runs, self.count, images)
         self.conditions: list[int | str] = []
         for run in self._runs:
             self.conditions += run.record.selection.conditions
@@ -139,30 +141,40 @@ def _check_complete(store: Store, record: RunRecord) -> None:
     )
 
 
-def _refuse_gaps(runs: Sequence[_Run], count: int) -> None:
-    """Check that no part between two others is missing.
+def _refuse_gaps(runs: Sequence[_Run], count: int, images: int | None) -> None:
+    """Check that no part is missing.
 
-    Runs of `--rows` may have any image numbers.
+    Runs of `--rows` may have any image numbers. A single part may be evaluated by itself, and any
+    others if they have the number of images that the caller expects.
 
     Args:
         runs: in the order of their images.
         count: number of their images.
+        images: expected number of their images, if known.
 
     Raises:
-        DisaError: there is a gap.
+        DisaError: there is a gap, or another number of images.
     """
     parts = [run.record.selection.indices for run in runs]
     ranges = [part for part in parts if isinstance(part, range)]
-    if len(ranges) < len(runs):
-        return
-    for before, after in pairwise(ranges):
-        if after.start > before.stop:
-            whole = ranges[-1].stop - ranges[0].start
-            raise DisaError(
-                f"the runs have {count} of {whole} images: the part from image {before.stop} to "
-                f"{after.start - 1} is missing: give its run too, or generate it with "
-                f"--first-image {before.stop} --num {after.start - before.stop}"
-            )
+    if len(ranges) == len(runs):
+        # Several parts usually begin with image 0.
+        begin = range(0) if images is None and len(runs) > 1 else ranges[0]
+        for before, after in pairwise([begin, *ranges]):
+            if after.start > before.stop:
+                whole = ranges[-1].stop - begin.start
+                first = "" if before.stop else f"; if these are all, give --images {count}"
+                raise DisaError(
+                    f"the runs have {count} of {whole} images: the part from image {before.stop} "
+                    f"to {after.start - 1} is missing: give its run too, or generate it with "
+                    f"--first-image {before.stop} --num {after.start - before.stop}{first}"
+                )
+    if images is not None and count != images:
+        where = f" (images {ranges[0].start} to {ranges[-1].stop - 1})" if ranges else ""
+        raise DisaError(
+            f"the runs have {count} images{where}, not the {images} of --images: "
+            + ("give the runs of all parts" if count < images else "leave out those of other parts")
+        )
 
 
 def _refuse_others(store: Store, record: RunRecord) -> None:
@@ -172,7 +184,7 @@ def _refuse_others(store: Store, record: RunRecord) -> None:
         DisaError: there is an image that the run does not list.
     """
     naming = Numbered()
-    for name in store.names():
+    for name in store.names(within=naming.is_folder):
         stem, _, suffix = name.rpartition(".")
         if suffix in SUFFIXES.values():
             index = naming.index(stem)

@@ -101,6 +101,44 @@ def test_a_wide_sheet_has_smaller_images(
     assert sheet.width == 2 * (tile + 4) + 4
 
 
+@pytest.mark.parametrize(
+    ("count", "height", "width", "size"),
+    [
+        # Without a limit, they are 256 pixels wide.
+        (1, 2048, 64, (264, 8216)),
+        (1, 4096, 16, (40, 8216)),
+        (4, 4096, 16, (44, 8236)),
+        (400, 512, 256, (5204, 10644)),
+        (400, 513, 256, (5184, 10644)),
+        (400, 4096, 16, (124, 10644)),
+        (2, 9000, 1, (14, 8216)),  # No narrower than a pixel.
+    ],
+)
+def test_high_images_do_not_make_the_sheet_large(
+    count: int, height: int, width: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def made(_: str, size: tuple[int, int], __: object) -> None:
+        raise Made(*size)
+
+    monkeypatch.setattr(grid.Image, "new", made)
+    image = np.broadcast_to(np.uint8(7), (height, width))
+    with pytest.raises(Made) as caught:
+        make_grid([image], [0] * count, None)
+    assert caught.value.args == size
+
+
+def test_the_highest_image_is_shown_whole() -> None:
+    """It is not cut off, below the line for its label."""
+    image = np.zeros((9000, 1, 3), np.uint8)
+    image[4500:] = 200
+    sheet = np.asarray(make_grid([image], [0], None))
+    assert sheet[20 : 20 + 4090, 4].max() < 20
+    assert (sheet[20 + 4102 : 20 + 8192, 4] > 180).all()
+
+
 class Pen:
     """Remembers what is written where."""
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,39 @@ def test_a_missing_option_has_its_default() -> None:
         assert differing_options(after, changed) == [name]
     assert differing_options(before, {**before, "plan_sha256": "0" * 64}) == ["plan_sha256"]
     assert differing_options({**before, "seed": 1}, before) == ["seed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("size", ("512", "512x512", " 512X512"), ("640x512", "512x640", "tall")),
+        (
+            "refresh",
+            ("9:5", "every 9 after 5", "Every 9 : 5"),
+            ("9:4", "5:9", "None", "0,1,2,3,4,13"),
+        ),
+        ("refresh", ("0,1,9", "9, 1,0", "1,9"), ("0,1", "0,1,9,10", "None")),
+        ("guidance_scale", (3, 3.0), (3.5, 2)),
+        # Both take 50 steps in all AR iterations, but at different timesteps.
+        ("schedule", ("linear 50:50",), ("fixed 50:50", "linear 50:5")),
+    ],
+)
+def test_options_are_compared_by_value(
+    name: str, same: tuple[Any, ...], other: tuple[Any, ...]
+) -> None:
+    for one, two in itertools.product(same, same):
+        assert differing_options({name: one}, {name: two}) == []
+    for one, two in itertools.product(same, other):
+        assert differing_options({name: one}, {name: two}) == [name]
+        assert differing_options({name: two}, {name: one}) == [name]
+
+
+@pytest.mark.parametrize("value", [None, 7, ["512"], "", "9:" * 9])
+def test_a_value_that_is_none_of_an_option_is_another_one(value: Any) -> None:
+    """The record is a file, which may have anything."""
+    for name, usual in (("size", "512"), ("refresh", "9:5")):
+        assert differing_options({name: usual}, {name: value}) == [name]
+        assert differing_options({name: value}, {name: value}) == []
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

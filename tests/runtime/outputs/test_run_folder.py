@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,47 +13,14 @@ from PIL import Image
 from disa.engines.plan.plan import Plan
 from disa.errors import DisaError
 from disa.runtime.outputs import run_folder
-from disa.runtime.outputs.formats.format import Shard, Unit
-from disa.runtime.outputs.image_files import ImageType, encode_image, encode_latents
+from disa.runtime.outputs.formats.format import Shard
+from disa.runtime.outputs.image_files import encode_latents
 from disa.runtime.outputs.layout import Layout
 from disa.runtime.outputs.lock import FolderLock
-from disa.runtime.outputs.run_folder import RunFolder, identify
-from disa.runtime.outputs.selection import Selection
-from disa.runtime.outputs.store import LocalStore
+from disa.runtime.outputs.run_folder import identify
 from disa.runtime.stats import Stats
 
-REQUEST = {"plan": "tiny", "seed": 3}
-
-
-def pixels(index: int) -> np.ndarray:
-    return np.full((4, 4, 1), index % 256, np.uint8)
-
-
-def open_folder(place: Path, count: int, **options: Any) -> RunFolder:
-    layout = options.pop("layout", Layout())
-    engine = options.pop("engine", "test")
-    request = options.pop("request", REQUEST)
-    selection = Selection.of_seed([0] * count, 3, options.pop("first", 0))
-    return RunFolder(LocalStore(place), request, selection, layout, engine, **options)
-
-
-def write(folder: RunFolder, unit: Unit) -> None:
-    from disa.runtime.outputs.formats.registry import format_of
-
-    files = {i: encode_image(pixels(unit.rows[i].index), ImageType()) for i in unit.missing}
-    format_of(folder.layout).write(folder.store, unit, files)
-    folder.finished(unit, Stats(images=len(unit.missing)))
-
-
-def run(place: Path, count: int, **options: Any) -> dict[str, Any]:
-    with open_folder(place, count, **options) as folder:
-        for unit in folder.units(4):
-            write(folder, unit)
-        return folder.finish(None)
-
-
-def names(place: Path) -> set[str]:
-    return {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+from .run_folders import REQUEST, names, open_folder, run, write
 
 
 def test_the_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
@@ -296,27 +262,6 @@ def test_the_grid_has_the_first_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert Image.open(tmp_path / "grid.png").width == 4 + 2 * (72 + 4)
 
 
-def test_samples_are_made_when_they_are_wanted(tmp_path: Path) -> None:
-    run(tmp_path, 3)
-    assert not (tmp_path / "samples.npz").exists()
-    with open_folder(tmp_path, 3) as folder:
-        folder.finish(None, npz=True)
-    samples = np.load(tmp_path / "samples.npz")
-    assert samples["arr_0"][:, 0, 0, 0].tolist() == [0, 1, 2]
-    run(tmp_path, 3, overwrite=True)
-    assert not (tmp_path / "samples.npz").exists()
-
-
-def test_samples_of_fewer_images_are_removed(tmp_path: Path) -> None:
-    run(tmp_path, 3)
-    with open_folder(tmp_path, 3) as folder:
-        folder.finish(None, npz=True)
-    run(tmp_path, 2)
-    assert (tmp_path / "samples.npz").exists()
-    run(tmp_path, 5)
-    assert not (tmp_path / "samples.npz").exists()
-
-
 def test_a_lost_lock_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(self: FolderLock) -> None:
         raise DisaError("taken over")
@@ -383,3 +328,16 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         open_folder(tmp_path / "file" / "run", 1)
     with pytest.raises(DisaError, match="a file or in a file, not a folder: choose another"):
         open_folder(tmp_path / "file", 1)
+
+
+def test_metadata_of_nobodys_run_is_not_replaced(tmp_path: Path) -> None:
+    """GenEval's own folders have this file before there are images."""
+    (tmp_path / "00001").mkdir()
+    (tmp_path / "00001" / "metadata.jsonl").write_bytes(b"mine")
+    layout = Layout("geneval", prompts=2)
+    with pytest.raises(DisaError, match=r"no run\.json"):
+        open_folder(tmp_path, 4, layout=layout)
+    (tmp_path / "00001" / "metadata.jsonl").unlink()
+    run(tmp_path, 4, layout=layout)
+    (tmp_path / "00001" / "metadata.jsonl").write_bytes(b"of the run")
+    run(tmp_path, 4, layout=layout)

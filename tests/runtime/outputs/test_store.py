@@ -54,6 +54,8 @@ def test_files_are_written_and_read(store: Store) -> None:
     assert sorted(store.names("b")) == ["b/c.txt", "b/d/e.txt"]
     assert list(store.names("none")) == []
     assert list(store.top_names()) == ["a.txt"]
+    assert list(store.top_names("b")) == ["b/c.txt"]
+    assert list(store.top_names("none")) == []
     with pytest.raises(FileNotFoundError):
         content(store, "b/none.txt")
 
@@ -201,6 +203,26 @@ def test_folders_that_may_not_be_read_are_left_out(
     assert sorted(store.names()) == ["0001/a.txt", "z/c.txt"]
     with pytest.raises(PermissionError):
         list(store.names("lost+found"))
+
+
+def test_only_the_wanted_folders_are_entered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt", "b/x/e.txt", "x/b/d/f.txt"):
+        put(store, name)
+    entered = []
+    scandir = os.scandir
+
+    def noted(folder: Path) -> object:
+        entered.append(Path(folder).name)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    assert sorted(store.names(within={"b", "b/d"}.__contains__)) == [
+        "a.txt",
+        "b/c.txt",
+        "b/d/e.txt",
+    ]
+    if isinstance(store, LocalStore):
+        assert entered == ["run", "b", "d"]
 
 
 def test_folders_of_other_disks(tmp_path: Path) -> None:

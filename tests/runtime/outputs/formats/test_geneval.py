@@ -44,6 +44,14 @@ def test_names_that_no_image_has(name: str) -> None:
     assert GenEvalNaming(8).index(name) is None
 
 
+def test_only_the_folders_of_the_prompts_are_looked_into(tmp_path: Path) -> None:
+    folders = GenEvalNaming(2).folders(range(4))
+    assert folders == {"00000", "00000/samples", "00001", "00001/samples"}
+    assert GenEvalNaming(9).folders([7, 9, 16]) == {
+        *("00000", "00000/samples", "00007", "00007/samples")
+    }
+
+
 def test_metadata_of_the_prompts_belong_to_the_run(tmp_path: Path) -> None:
     store, kind = LocalStore(tmp_path), GenEvalFormat(2, "png")
     selection = Selection.of_seed(["a dog", "a cat", "a dog"], 0)

@@ -111,9 +111,9 @@ def test_folders_and_links_are_no_images() -> None:
 
 
 def test_a_member_may_have_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 6)
+    monkeypatch.setattr(members, "MAX_FILE_BYTES", 6)
     assert len(list(read_images(tar(*WHOLE), ROWS[:1], "it"))) == 1
-    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 5)
+    monkeypatch.setattr(members, "MAX_FILE_BYTES", 5)
     with pytest.raises(DisaError, match="damaged"):
         list(read_images(tar(*WHOLE), ROWS[:1], "it"))
 
