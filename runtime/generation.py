@@ -98,7 +98,7 @@ class Family(Protocol[S]):
 
     Attributes:
         width: width of the widest transformer, from which a batch size is derived.
-        sequence: largest number of tokens in it.
+        sequence: largest number of tokens in it, for an image of the plan's own size.
     """
 
     width: int

@@ -7,13 +7,14 @@ white noise.
 """
 
 import numpy as np
+from numpy.random import SeedSequence
 
 from ...engines.array_types import Doubles, Floats
 from ...runtime.sampling.flow import FlowTable
 from ...runtime.sampling.sampler import StepTable, cosine_alphas_cumprod
 
 
-def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: int) -> Floats:
+def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: SeedSequence) -> Floats:
     """Noise for the steps of `few` that follows the noise of `many`.
 
     For a fixed prediction of the token, the noise that a sampler adds between two positions moves x
@@ -23,7 +24,8 @@ def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: int) -> 
 
     Args:
         noise: [1 + steps of many, rows, C]; the first is the start of both.
-        seed: for the noise of a step of `few` whose interval has no step of `many`.
+        seed: for the noise of a step of `few` whose interval has no step of `many`; a different
+            one for each `noise`.
 
     Returns:
         Noise [1 + steps of few, rows, C], standard normal and independent between steps.
@@ -34,13 +36,13 @@ def coupled_noise(noise: Floats, many: StepTable, few: StepTable, seed: int) -> 
     step_of = np.searchsorted(-few.places, -middle, side="right") - 1
     coupled = np.zeros((1 + len(few), *noise.shape[1:]), np.float32)
     coupled[0] = noise[0]
+    rng = np.random.default_rng(seed)
     for step in range(len(few) - 1):
         parts = np.flatnonzero(step_of.clip(min=0) == step)
         if len(parts):
             weights = np.sqrt(gain[parts] / gain[parts].sum()).astype(np.float32)
             coupled[1 + step] = np.tensordot(weights, noise[1 + parts], axes=1)
         else:
-            rng = np.random.default_rng([seed, step])
             coupled[1 + step] = rng.standard_normal(noise.shape[1:], np.float32)
     return coupled
 

@@ -102,7 +102,8 @@ class Observer:
     def __init__(self, candidates: Candidates, seed: int, stats: Stats) -> None:
         self.candidates = candidates
         self._stats, self._backbone = stats, 0.0
-        self._rng = np.random.default_rng(seed)
+        self._seeds = np.random.SeedSequence(seed)
+        self._rng = np.random.default_rng(self._seeds)
         self.observations: list[Observation] = []
 
     def __call__(self, iteration: Iteration) -> None:
@@ -115,6 +116,7 @@ class Observer:
             iteration,
             noises,
             [np.asarray(iteration.denoise(iteration.table, noise)) for noise in noises],
+            self._seeds.spawn(PAIRS),
         )
         counted = [reference.compare(count) for count in self.candidates.counts]
         steps = self.candidates.base.steps(iteration.index, self.candidates.iterations)
@@ -172,18 +174,19 @@ class Compared:
 
 @dataclass(frozen=True)
 class ManySteps:
-    """Samples with many steps, and the noise that they were sampled from."""
+    """Samples with many steps, the noise that they were sampled from, and seeds for more of it."""
 
     iteration: Iteration
     noises: Sequence[Floats]
     samples: Sequence[Floats]
+    seeds: Sequence[np.random.SeedSequence]
 
     def compare(self, steps: int, tolerance: float = 0.0) -> Compared:
         """Sample with fewer steps from the same noise, and compare."""
         table = self.iteration.table_of(steps)
         noises = [
             coupled_noise(noise, self.iteration.table, table, seed)
-            for seed, noise in enumerate(self.noises)
+            for seed, noise in zip(self.seeds, self.noises, strict=True)
         ]
         stats = Stats()
         start = time.perf_counter()

@@ -173,12 +173,18 @@ def _open(
         for key, value in part.document.items()
         if listed.get(key, part.path.name) == part.path.name
     }
+    chosen = select_weights(document, path, weights, recognise, recorded)
+    if index and chosen.mapping is not document:
+        # Which file they are from is known for the outermost values only.
+        raise DisaError(
+            f"{path}: the tensors in its files are inside of {chosen.key[:80]}, but an index lists "
+            "tensors by their names: save each file as a plain state dict"
+        )
     if missing := sorted(listed.keys() - document.keys()):
         raise DisaError(
             f"{path}: {len(missing)} of its tensors are missing in its files "
             f"(first {missing[0][:80]}): fetch all files again"
         )
-    chosen = select_weights(document, path, weights, recognise, recorded)
     _refuse_unreadable(chosen.mapping, path)
     if not chosen.tensors:
         keys = ", ".join(str(key)[:40] for key in list(chosen.mapping)[:5]) or "nothing"

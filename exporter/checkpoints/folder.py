@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import DisaError
 from ...files import read_text
-from .weights import looks_averaged
+from .tensor_names import looks_averaged
 
 MAX_INDEX_BYTES = 16 << 20
 MAX_FILES = 1024

@@ -17,6 +17,15 @@ from torch import Tensor
 
 from ...errors import DisaError
 from .pickle_values import Global, Opaque, TensorInfo
+from .tensor_names import (
+    COUNTERS,
+    INNER_WRAPPERS,
+    LEADING_NAMES,
+    looks_averaged,
+    without_inner,
+    without_leading,
+    without_outer,
+)
 
 Recognise = Callable[[Mapping[str, Any]], bool]
 """Whether a state dict is that of an expected model, judged by its keys."""
@@ -24,51 +33,17 @@ Recognise = Callable[[Mapping[str, Any]], bool]
 TOP = "."
 """The name of the outermost dict in keys."""
 MAX_DEPTH = 5
-# Most entries of all dicts that are searched, and most ways in which a set is renamed.
-MAX_ENTRIES, MAX_RENAMED = 1 << 19, 128
+# Most entries of all dicts that are searched, most sets in them, and most ways to rename a set.
+MAX_ENTRIES, MAX_SETS, MAX_RENAMED = 1 << 19, 1024, 128
 
 # Keys of weights in training code, in order of preference.
 USUAL_KEYS = ("model", "state_dict", "module", "params", "model_state_dict", "net", TOP)
 # Lightning's WeightAveraging swaps the two: "state_dict" is then the average.
 LIGHTNING_AVERAGING = {"current_model_state", "averaging_state"}
 
-# Wrappers of torch.compile, FSDP, activation checkpointing, DeepSpeed and PEFT, at any position.
-INNER_WRAPPERS = {
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-    "base_layer",
-    "module",
-}
-# Names of the whole model in various training codes.
-LEADING_NAMES = {
-    "autoencoder",
-    "base_model",
-    "ema_model",
-    "first_stage_model",
-    "generator",
-    "mar",
-    "model",
-    "model_ema",
-    "module",
-    "net",
-    "network",
-    "online_model",
-    "vae",
-}
-COUNTERS = {"decay", "initted", "n_averaged", "num_batches_tracked", "num_updates", "step"}
-
-_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_AVERAGES = {
-    "average", "averaged", "averages", "averaging", "avg", "ema", "emas", "moving", "polyak",
-    "shadow", "swa",
-}  # fmt: skip
 _OPTIMIZER = re.compile(
     r"opt|opts|optims?(_.*)?|.*optimizers?(_.*)?|.*schedulers?(_.*)?|scaler|rng"
 )
-# Moments of an optimizer are averages of gradients.
-_MOMENTS = re.compile(r"(max_)?exp_avg.*|(square|grad|acc)_avg.*")
 _NO_WEIGHTS = ("numpy", "pathlib", "datetime", "builtins", "collections", "torch.device")
 
 
@@ -126,7 +101,9 @@ def select_weights(
         DisaError: `requested` does not exist, an average is not recognised, or there are several
             sets of weights and none is selected.
     """
-    sets = list(_find(document, path))
+    sets = list(islice(_find(document, path), MAX_SETS + 1))
+    if len(sets) > MAX_SETS:
+        raise DisaError(f"{path}: it has too many sets of tensors: save the weights alone")
     if requested is None and any(found.key == recorded and found.named for found in sets):
         requested = recorded
     if requested is not None:
@@ -141,14 +118,12 @@ def select_weights(
         if best is None:
             return SelectedWeights(TOP, False, {}, _usual(document))
         return SelectedWeights(best[0].key, best[0].averaged, best[0].tensors, best[0].mapping)
-    averages = [found for found in sets if found.averaged and not _is_of_others(found, fitting)]
+    others = _beside(fitting)
+    averages = [found for found in sets if found.averaged and not _is_of_others(found, others)]
     if averages:
-        renamed = [
-            (found, names)
-            for found in averages
-            if found.named and (names := _without_dots(found, fitting))
-        ]
-        known = [(found, names) for found, names in fitting if found.averaged] + renamed
+        known = [(found, names) for found, names in fitting if found.averaged]
+        if len(averages) == 1 and (names := _without_dots(averages[0], fitting)):
+            known.append((averages[0], names))
         if len(known) != 1 or len(averages) != 1:
             raise _unclear_average(path, averages, [found for found, _ in fitting])
         return _chosen(*known[0])
@@ -165,20 +140,6 @@ def select_weights(
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor or the description of one."""
     return isinstance(value, Tensor | TensorInfo)
-
-
-def is_counter(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is only a counter or a time of the training."""
-    last = name.rpartition(".")[2]
-    whole = not (tensor.is_floating_point() or tensor.is_complex())
-    return tensor.numel() == 1 and (last in COUNTERS or (whole and tensor.ndim == 0))
-
-
-def looks_averaged(name: str) -> bool:
-    """Whether a key or file name indicates an average."""
-    if _MOMENTS.fullmatch(name):
-        return False
-    return any(word.lower() in _AVERAGES for word in _WORDS.findall(name))
 
 
 def _take_requested(
@@ -316,63 +277,35 @@ def _unwrap(found: WeightSet, recognise: Recognise | None) -> dict[str, str]:
     if any(not isinstance(name, str) for name in plain):
         return plain if recognise is None else {}
     if recognise is None:
-        return _without_outer(plain)
-    inner = _without_inner(plain)
+        return without_outer(plain)
+    inner = without_inner(plain)
     tried = [plain] if inner in (None, plain) else [inner, plain]
     most = min(MAX_RENAMED, MAX_ENTRIES // max(len(plain), 1))
     for _ in range(MAX_DEPTH):
         if (fitting := next(filter(recognise, tried), None)) is not None:
             return fitting
-        shorter = (other for names in tried for other in _without_leading(names))
+        shorter = (other for names in tried for other in without_leading(names))
         tried = list(islice(shorter, most))
         most -= len(tried)
     return {}
 
 
-def _without_outer(names: dict[str, str]) -> dict[str, str]:
-    """Remove wrapper prefixes that all names have; counters may be beside them."""
-    while prefix := next(
-        (
-            wrapper + "."
-            for wrapper in INNER_WRAPPERS
-            if any(name.startswith(wrapper + ".") for name in names)
-            and all(name.startswith(wrapper + ".") or name in COUNTERS for name in names)
-        ),
-        "",
-    ):
-        names = {name.removeprefix(prefix): old for name, old in names.items()}
-    return names
+def _beside(fitting: list[tuple[WeightSet, dict[str, str]]]) -> list[set[str]]:
+    """The names, without dots, of tensors outside the model, in files of several models."""
+    same = [
+        {name.removeprefix("model.").replace(".", "") for name, old in names.items() if name == old}
+        for raw, names in fitting
+        if not raw.averaged and any(name != old for name, old in names.items())
+    ]
+    return [names for names in same if names]
 
 
-def _without_inner(names: dict[str, str]) -> dict[str, str] | None:
-    """Remove wrapper names at any position; None if two names would become equal."""
-    shorter = {}
-    for name, old in names.items():
-        parts = [part for part in name.split(".") if part not in INNER_WRAPPERS]
-        shorter[".".join(parts)] = old
-    return shorter if len(shorter) == len(names) else None
-
-
-def _without_leading(names: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Remove the prefix of the whole model; other names are unchanged."""
-    for leading in sorted({name.split(".")[0] for name in names} & LEADING_NAMES):
-        shorter = {name.removeprefix(f"{leading}."): old for name, old in names.items()}
-        if len(shorter) == len(names):
-            yield shorter
-
-
-def _is_of_others(found: WeightSet, fitting: list[tuple[WeightSet, dict[str, str]]]) -> bool:
-    """Whether an average belongs to tensors outside the model, in a file of several models."""
-    if not all(isinstance(name, str) for name in found.tensors):
+def _is_of_others(found: WeightSet, others: list[set[str]]) -> bool:
+    """Whether an average belongs to tensors outside the model; see `_beside`."""
+    if not others or not all(isinstance(name, str) for name in found.tensors):
         return False
     arrays = {name.replace(".", "") for name in found.tensors if name not in COUNTERS}
-    for raw, names in fitting:
-        beside = {name for name, old in names.items() if name == old}
-        if raw.averaged or not arrays or len(beside) == len(names):
-            continue
-        if arrays <= {name.removeprefix("model.").replace(".", "") for name in beside}:
-            return True
-    return False
+    return bool(arrays) and any(arrays <= names for names in others)
 
 
 def _without_dots(
@@ -380,7 +313,11 @@ def _without_dots(
 ) -> dict[str, str]:
     """Names of an average without dots, as in latent diffusion's code."""
     arrays = [name for name in found.tensors if name not in COUNTERS]
-    if not arrays or any(not isinstance(name, str) or "." in name for name in arrays):
+    if (
+        not found.named
+        or not arrays
+        or any(not isinstance(name, str) or "." in name for name in arrays)
+    ):
         return {}
     for raw, names in fitting:
         if raw.averaged:

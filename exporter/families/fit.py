@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import DisaError
-from ..checkpoints.weights import is_counter, looks_averaged
+from ..checkpoints.tensor_names import is_counter, looks_averaged
 
 MAX_LISTED = 200
 _LOOKS = (

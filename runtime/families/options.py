@@ -224,6 +224,15 @@ class SamplingOptions:
         name = f"the steps that the schedule gives for AR iteration {iteration + 1}"
         return whole_number(name, steps, MIN_STEPS, MAX_STEPS)
 
+    def image_tokens(self, tokens: Mapping[str, Any]) -> int:
+        """Number of tokens of an image with these options.
+
+        Args:
+            tokens: the section of the manifest, checked.
+        """
+        count: int = tokens["count"]
+        return count
+
     def check_tokens(self, tokens: Mapping[str, Any]) -> None:
         """Check these options against the size of a model.
 

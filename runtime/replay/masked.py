@@ -91,8 +91,10 @@ def _grid(reference: RecordedRun) -> tuple[int, int]:
 
 def _rows(reference: RecordedRun) -> int:
     """Number of rows in the first iteration, without guidance."""
-    first, second = (reference.integers(f"mask_before_{index:03d}", 2) for index in (0, 1))
-    return int(first.sum() - second.sum())
+    first = reference.integers("mask_before_000", 2).sum()
+    # After the last iteration nothing is masked, and no mask is recorded.
+    rest = reference.integers("mask_before_001", 2).sum() if len(reference.steps) > 1 else 0
+    return int(first - rest)
 
 
 def _options(reference: RecordedRun) -> dict[str, Any]:

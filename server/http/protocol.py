@@ -7,7 +7,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .errors import ApiError
+from .errors import ApiError, bad_request
 
 TOO_MANY = ApiError(
     503,
@@ -72,6 +72,19 @@ class GuardedProtocol(H11Protocol):
         self._header_timer = _stop(self._header_timer)
         self._write_timer = _stop(self._write_timer)
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not HTTP; uvicorn itself would answer in plain text."""
+        message = f"the request is not valid HTTP: {msg.rstrip('.')}"
+        answer = bad_request(message, None, "invalid_http").response()
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def _answered_early(self) -> bool:

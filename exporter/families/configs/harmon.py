@@ -57,7 +57,9 @@ def configure(
         if not isinstance(given.get(part, {}), Mapping):
             raise DisaError(f"the configuration's {part} must be an object with sizes")
     llm = qwen2.configure(_under(state, "llm.model."), given.get("llm", {}))
-    half = mar.configure(_under(state, "mar."), given.get("mar"), args, "the configuration's mar")
+    half = mar.configure_transformer(
+        _under(state, "mar."), given.get("mar"), args, "the configuration's mar"
+    )
     return HarmonConfig(llm, half)
 
 

@@ -33,6 +33,10 @@ SIZES = {
 }
 
 
+LEAST_TOKENS = 9
+"""With fewer, the sizes at which the backbone is traced would not fit into an image."""
+
+
 @dataclass(frozen=True)
 class MARConfig:
     """Sizes of a MAR model, under the names of the official training options."""
@@ -100,8 +104,25 @@ def configure(
     training options `args` of the checkpoint, then from the official models of that width.
 
     Raises:
-        DisaError: a size is missing, or `config` contradicts the tensors.
+        DisaError: a size is missing, `config` contradicts the tensors, or images have too few
+            tokens to be generated in parts.
     """
+    result = configure_transformer(state, config, args, owner)
+    if result.tokens < LEAST_TOKENS:
+        raise DisaError(
+            f"images of {result.grid}x{result.grid} tokens are too small for a MAR model, which "
+            "needs at least 3x3: train it with a smaller patch_size"
+        )
+    return result
+
+
+def configure_transformer(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None,
+    args: Mapping[str, Any] | None,
+    owner: str,
+) -> MARConfig:
+    """The sizes of a masked transformer, which is also a part of Harmon: see `configure`."""
     known = {field.name for field in fields(MARConfig)}
     check_keys(config or {}, known, owner)
     from_tensors = sizes_in_tensors(state)

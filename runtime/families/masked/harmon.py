@@ -42,9 +42,9 @@ class HarmonOptions(MaskedOptions):
         metadata=about(str, "Size in pixels: 512, or WIDTHxHEIGHT such as 640x384."),
     )
 
-    def check_tokens(self, tokens: Mapping[str, Any]) -> None:
+    def image_tokens(self, tokens: Mapping[str, Any]) -> int:
         height, width = parse_size(self.size, tokens["stride"])
-        self.check_partition(height * width)
+        return height * width
 
 
 @dataclass(eq=False)

@@ -116,7 +116,7 @@ class MaskedOptions(SamplingOptions):
         return found
 
     def check_tokens(self, tokens: Mapping[str, Any]) -> None:
-        self.check_partition(tokens["count"])
+        self.check_partition(self.image_tokens(tokens))
 
     def check_partition(self, tokens: int) -> None:
         """Check that the AR iterations can predict `tokens` tokens.

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from numpy.random import SeedSequence
 
 from disa.calibration.measurement.coupled_noise import coupled_noise, information
 from disa.runtime.sampling.flow import euler_maruyama_table, euler_table
@@ -33,7 +34,7 @@ def known_answer(table: StepTable, noise: np.ndarray, spread: float) -> np.ndarr
 def test_few_steps_follow_many(make: object, steps: int) -> None:
     many, few = make(100), make(steps)  # type: ignore[operator]
     noise = RNG.standard_normal((1 + len(many), 500, 4)).astype(np.float32)
-    coupled = coupled_noise(noise, many, few, 0)
+    coupled = coupled_noise(noise, many, few, SeedSequence(0))
     # What the last step would be given is not used.
     drawn = coupled[:-1]
     assert abs(drawn.mean()) < 0.02
@@ -50,7 +51,7 @@ def test_few_steps_follow_many(make: object, steps: int) -> None:
 def test_the_same_steps_get_the_same_noise() -> None:
     for table in (ddpm_table(30, 1.0), euler_maruyama_table(30), euler_table(30)):
         noise = RNG.standard_normal((1 + len(table), 3, 2)).astype(np.float32)
-        coupled = coupled_noise(noise, table, table, 0)
+        coupled = coupled_noise(noise, table, table, SeedSequence(0))
         np.testing.assert_allclose(coupled[:-1], noise[:-1], rtol=1e-6)
         assert (np.diff(information(table)) > 0).all()
 
@@ -58,7 +59,7 @@ def test_the_same_steps_get_the_same_noise() -> None:
 def test_more_steps_than_there_is_noise_for() -> None:
     many, few = ddpm_table(100, 1.0), ddpm_table(20, 1.0)
     noise = RNG.standard_normal((1 + len(few), 2000, 2)).astype(np.float32)
-    coupled, other = (coupled_noise(noise, few, many, seed) for seed in (0, 1))
+    coupled, other = (coupled_noise(noise, few, many, SeedSequence(n)) for n in (0, 1))
     np.testing.assert_allclose(coupled[1:-1].std(axis=(1, 2)), 1, atol=0.1)
     # Samples that are to be independent share only the noise that they were given.
     alike = (coupled == other).all(axis=(1, 2))

@@ -1,7 +1,19 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-from disa.calibration.measurement.observe import by_image, energy_distance
+from disa.calibration.measurement import observe
+from disa.calibration.measurement.observe import (
+    PAIRS,
+    Candidates,
+    Observer,
+    by_image,
+    energy_distance,
+)
+from disa.runtime.pipeline import Pipeline
+from disa.runtime.sampling.schedule import AnnealedSchedule
+from disa.runtime.stats import Stats
 
 
 def samples(rng: np.random.Generator, count: int, shift: float = 0.0) -> list[np.ndarray]:
@@ -43,3 +55,26 @@ def test_samples_that_depend_on_each_other_are_compared_without_bias() -> None:
 
 def test_rows_are_token_major() -> None:
     np.testing.assert_allclose(by_image(np.arange(6.0), 3), [1.5, 2.5, 3.5])
+
+
+def test_no_noise_is_used_twice(pixel_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by two AR iterations nor by two batches, whose errors would depend on each other."""
+    drawn: list[np.ndarray] = []
+    coupled_noise = observe.coupled_noise
+
+    def watched(noise: np.ndarray, *arguments: Any) -> np.ndarray:
+        coupled = coupled_noise(noise, *arguments)
+        # No step of 50 is in the interval of the first of 20: its noise is drawn.
+        drawn.extend((noise[0], coupled[1]))
+        return coupled
+
+    monkeypatch.setattr(observe, "coupled_noise", watched)
+    options = pixel_pipeline.options(num_iterations=2, steps="50:50")
+    candidates = Candidates((20,), AnnealedSchedule(50, 5), 2)
+    for start in range(3):
+        stats = Stats()
+        requests = pixel_pipeline.requests([1], options, 0, [start])
+        watch = Observer(candidates, 1 + start, stats)
+        pixel_pipeline.generate(requests, stats, watch=watch)
+    assert len(drawn) == 3 * 2 * PAIRS * 2
+    assert len({noise.ravel()[0] for noise in drawn}) == len(drawn)

@@ -55,6 +55,20 @@ def test_a_tensor_is_read_from_the_file_that_the_index_lists(tmp_path: Path, sta
     check(tmp_path)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_tensors_inside_of_another_dict_belong_to_no_file_of_an_index(
+    tmp_path: Path, beside: bool
+) -> None:
+    names = {key: f"pytorch_model-{n}.bin" for n, key in enumerate(STATE, 1)}
+    for key, name in names.items():
+        # Tensors of the second file were read from the first one, at equal places.
+        flat = {key: STATE[key]} if beside else {}
+        torch.save({"model_ema": {key: STATE[key] + 1 for key in STATE}, **flat}, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(DisaError, match="inside of model_ema, but an index lists"):
+        open_checkpoint(tmp_path)
+
+
 def test_deepspeed(tmp_path: Path) -> None:
     write(tmp_path / "global_step7" / "mp_rank_00_model_states.pt", STATE)
     (tmp_path / "latest").write_text("global_step7\n")

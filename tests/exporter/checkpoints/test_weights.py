@@ -6,12 +6,8 @@ import torch
 from disa.errors import DisaError
 from disa.exporter.checkpoints import weights
 from disa.exporter.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from disa.exporter.checkpoints.weights import (
-    LEADING_NAMES,
-    is_counter,
-    looks_averaged,
-    select_weights,
-)
+from disa.exporter.checkpoints.tensor_names import LEADING_NAMES, is_counter
+from disa.exporter.checkpoints.weights import select_weights
 from disa.exporter.families.registry import is_known
 
 from .layouts import ALONE, AVERAGED, UNCLEAR, Source
@@ -87,19 +83,6 @@ def test_other_tensors_beside_the_model_keep_their_names(tmp_path: Path, source:
     assert checkpoint.state.keys() - source.averaged.keys() == {"loss.w"}
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("ema", True), ("EMA", True), ("model_ema", True), ("emaModel", True), ("swa_model", True),
-        ("WeightAveraging", True), ("shadow_params", True), ("avg_model", True),
-        ("schema", False), ("email", False), ("exp_avg_sq", False), ("square_avg", False),
-        ("time_embed", False), ("model", False),
-    ],
-)  # fmt: skip
-def test_names_of_averages(name: str, expected: bool) -> None:
-    assert looks_averaged(name) == expected
-
-
 def test_dicts_that_are_contained_many_times(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +93,41 @@ def test_dicts_that_are_contained_many_times(
     document["state"] |= {f"more {n}": inner for n in range(40)}
     with pytest.raises(DisaError, match="too many nested values"):
         opened(tmp_path / "c.pth", document)
+
+
+@pytest.mark.parametrize("average", ["a", "a.b"])
+def test_many_models_and_averages(average: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every average was compared with the names of every model."""
+    replaced = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def replace(self, *arguments: str) -> str:  # type: ignore[override]
+            nonlocal replaced
+            replaced += 1
+            return str(self).replace(*arguments)
+
+        def removeprefix(self, _prefix: str) -> str:
+            return self
+
+    names = {Name("known"): Name("known"), Name("beside"): Name("beside"), "x": "y"}
+    monkeypatch.setattr(
+        weights, "_unwrap", lambda found, _: names if len(found.tensors) > 1 else {}
+    )
+    one = torch.ones(1)
+    document = {f"m{n}": {"known": one, "beside": one} for n in range(100)}
+    document |= {f"ema_{n}": {average: one} for n in range(100)}
+    with pytest.raises(DisaError, match="is there more than once"):
+        select_weights(document, Path("c.pth"), recognise=is_known)
+    assert replaced <= 2 * 100
+
+
+def test_many_sets_of_tensors() -> None:
+    document = {f"{n}": {"a": torch.ones(1)} for n in range(weights.MAX_SETS)}
+    assert select_weights(document, Path("c.pth")).key == "0"
+    with pytest.raises(DisaError, match="too many sets of tensors"):
+        select_weights({**document, "more": {"a": torch.ones(1)}}, Path("c.pth"))
 
 
 def test_prefixes_are_not_removed_in_every_order() -> None:

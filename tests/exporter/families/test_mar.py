@@ -112,6 +112,18 @@ def test_any_sizes_are_read_from_tensors_and_configuration() -> None:
         configure(state, {**rest, "img_size": 96})
 
 
+@pytest.mark.parametrize(("grid", "fits"), [(1, False), (2, False), (3, True)])
+def test_images_have_at_least_nine_tokens(grid: int, fits: bool) -> None:
+    wanted = replace(official_config("mar_b"), img_size=16 * grid)
+    with torch.device("meta"):
+        state = MAR(wanted).state_dict()
+    if fits:
+        assert configure(state) == wanted
+        return
+    with pytest.raises(DisaError, match=f"images of {grid}x{grid} tokens are too small"):
+        configure(state)
+
+
 def test_unknown_keys_are_errors() -> None:
     state, config, args = golden("mar")
     with pytest.raises(DisaError, match=r"'encoder_heads'.*did you mean encoder_num_heads"):

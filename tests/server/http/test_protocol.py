@@ -1,6 +1,7 @@
 """Connections that a client holds open."""
 
 import asyncio
+import json
 import socket
 import time
 
@@ -155,3 +156,17 @@ def test_too_many_connections_are_refused_like_everything_else() -> None:
             assert "retry-after" in refused.headers
         until(lambda: not running.server.server_state.connections)
         assert is_served(running.url)
+
+
+@pytest.mark.parametrize("request_line", [b"NOT HTTP", b"GET / HTTP/1.1\r\nbad header\r\nhost: x"])
+def test_what_is_not_http_is_answered_in_json(request_line: bytes) -> None:
+    with running_server() as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), PATIENCE)
+        connection.sendall(request_line + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.lower().split(b"\r\n")
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("invalid_http", "invalid_request_error")

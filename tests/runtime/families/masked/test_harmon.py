@@ -141,6 +141,16 @@ def test_grids_of_any_shape(grid: tuple[int, int], opened: Opened) -> None:
     assert np.isfinite(latents).all()
 
 
+def test_the_batch_follows_from_the_size(
+    golden_plan: ExportGolden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pipeline.from_plan(golden_plan("harmon"), "cpu", threads=1) as pipe:
+        monkeypatch.setattr(pipe.family, "width", 128)
+        sizes = ("512", "1024", "1024x512", "1024x2048")
+        batches = [pipe.auto_batch_size(pipe.options(size=size)) for size in sizes]
+    assert batches == [16, 4, 8, 2]
+
+
 def test_interpolation_has_half_pixel_centres() -> None:
     np.testing.assert_array_equal(interpolation(4, 4), np.eye(4, dtype=np.float32))
     wanted = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
