@@ -73,6 +73,12 @@ from .official.tables import summary
 )
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="torch.compile.")
 @click.option(
+    "--bf16/--no-bf16",
+    default=True,
+    show_default=True,
+    help="The official loop in bf16 autocast, which takes hours on a processor without bf16.",
+)
+@click.option(
     "--refresh", help="Plans with a cached backbone also with these full passes: 9:5, or a list."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
@@ -88,6 +94,7 @@ def main(
     plans: tuple[Path, ...],
     engines: str,
     compiled: bool,
+    bf16: bool,
     refresh: str | None,
     batch_size: int,
     iterations: int | None,
@@ -118,7 +125,7 @@ def main(
     # The clock of the processor changes, so the rates stand before and behind what they bound.
     before = matrix_rates(threads)
     if isinstance(options, MaskedOptions):
-        contenders, count, channels = masked_officials(config, state, compiled, options)
+        contenders, count, channels = masked_officials(config, state, compiled, bf16, options)
         harmonic = isinstance(config, harmon.Config)
         conditions = [PROMPT] * batch_size if harmonic else class_labels(batch_size)
         contenders += [
@@ -140,7 +147,8 @@ def main(
         raise InvalidRequest("this family is timed in whole images: leave out --every")
     else:
         images = [PlanImage(name, each) for name, each in pipes.items()]
-        record = race_images(flow_officials(config, state), images, options, batch_size, rounds)
+        officials = flow_officials(config, state, bf16)
+        record = race_images(officials, images, options, batch_size, rounds)
     after = matrix_rates(threads)
     record |= {"threads": torch.get_num_threads(), "shapes": shapes, "command": command}
     work = count_work(pipe.plan, options, 1, "fp32")
@@ -165,9 +173,13 @@ def official_name(shapes: str) -> str:
 
 
 def masked_officials(
-    config: Any, state: Mapping[str, torch.Tensor], compiled: bool, options: MaskedOptions
+    config: Any,
+    state: Mapping[str, torch.Tensor],
+    compiled: bool,
+    bf16: bool,
+    options: MaskedOptions,
 ) -> tuple[list[Contender], int, int]:
-    """MAR or Harmon in fp32 and in bf16, and both of MAR through torch.compile.
+    """MAR or Harmon in fp32 and, if wanted, in bf16, and both of MAR through torch.compile.
 
     Returns:
         The contenders, the tokens of an image, and their channels.
@@ -191,18 +203,22 @@ def masked_officials(
         Official(name + suffix, model.eval(), dtype)
         for suffix, model in models.items()
         for name, dtype in ((FP32, None), (BF16, torch.bfloat16))
+        if bf16 or dtype is None
     ]
     return [*ways], tokens, channels
 
 
-def flow_officials(config: Any, state: Mapping[str, torch.Tensor]) -> list[OfficialImage]:
-    """FlowAR or xAR in fp32 and in bf16."""
+def flow_officials(
+    config: Any, state: Mapping[str, torch.Tensor], bf16: bool
+) -> list[OfficialImage]:
+    """FlowAR or xAR in fp32 and, if wanted, in bf16."""
     loop: FlowARLoop | XARLoop
     if isinstance(config, flowar.Config):
         loop = FlowARLoop(flowar.build(state, config))
     else:
         loop = XARLoop(xar.build(state, config))
-    return [OfficialImage(FP32, loop), OfficialImage(BF16, loop, torch.bfloat16)]
+    narrow = [OfficialImage(BF16, loop, torch.bfloat16)] if bf16 else []
+    return [OfficialImage(FP32, loop), *narrow]
 
 
 def open_plans(

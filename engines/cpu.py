@@ -8,6 +8,13 @@ from ..errors import InvalidRequest
 
 MIN_THREAD_LIMIT = 64
 """Thread counts up to this are allowed on every machine."""
+_EXTENSIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 BF16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+"""Flags of the extensions for matrices and their names, the fastest first."""
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -63,6 +70,12 @@ def exact_int8() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(_flags())
+
+
+def matrix_extension() -> str | None:
+    """The processor's fastest extension for matrices; None where it is not known."""
+    flags = _flags()
+    return next((name for flag, name in _EXTENSIONS.items() if flag in flags), None)
 
 
 def _flags() -> list[str]:

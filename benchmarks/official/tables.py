@@ -47,7 +47,12 @@ def milliseconds_a_call(result: Mapping[str, Any]) -> str:
 def factors(seconds: Mapping[str, float], name: str) -> list[str]:
     """How many times as fast as official fp32, bf16, and the fastest official way it is."""
     fastest = min(value for other, value in seconds.items() if other.startswith("official"))
-    return [f"{base / seconds[name]:.2f}x" for base in (seconds[FP32], seconds[BF16], fastest)]
+    return [times(base, seconds[name]) for base in (seconds[FP32], seconds.get(BF16), fastest)]
+
+
+def times(base: float | None, seconds: float) -> str:
+    """How many times as fast as a baseline; empty if it was not measured."""
+    return "" if base is None else f"{base / seconds:.2f}x"
 
 
 def floor_rows(record: Record) -> list[list[str]]:
@@ -59,11 +64,13 @@ def floor_rows(record: Record) -> list[list[str]]:
     if "flops_an_image" not in record:
         return []
     results = record["contenders"]
-    baselines = [results[name]["seconds_an_image"] for name in (FP32, BF16)]
+    baselines = [results.get(name, {}).get("seconds_an_image") for name in (FP32, BF16)]
     rows = []
     for precision, rate in record["rates"].items():
+        if precision == "bf16" and BF16 not in results:
+            continue  # It is emulated.
         least = record["flops_an_image"] / rate
-        most = (f"{seconds / least:.2f}x" for seconds in baselines)
+        most = (times(seconds, least) for seconds in baselines)
         rows.append([precision, figure(rate / 1e9), figure(least), *most])
     return rows
 

@@ -23,7 +23,15 @@ from .targets import targets
 TEMPLATES = Path(__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
 RACES = (
-    *("mar_b_64", "mar_b_64_batch_8", "mar_b_16", "mar_b_32", "mar_b_256"),
+    *(
+        "mar_b_64",
+        "mar_b_64_batch_8",
+        "mar_b_64_avx2",
+        "mar_b_64_batch_8_avx2",
+        "mar_b_16",
+        "mar_b_32",
+        "mar_b_256",
+    ),
     *("harmon_0_5b", "xar_b", "flowar_s"),
 )
 BENCH = "disa_bench_mar_b"

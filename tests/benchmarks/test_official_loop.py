@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks import official_loop
 from benchmarks.official.contenders import BF16, FP32
+from benchmarks.official.tables import floor_rows, race_rows
 from disa.exporter.checkpoints.checkpoint import open_checkpoint
 from disa.exporter.families.configs.mar import configure
 from disa.exporter.random_weights import FAMILY_OF_SIZE
@@ -54,6 +55,19 @@ def test_a_plan_is_raced_with_and_without_a_cache(
     assert len(contenders["disa cpu refresh 2:1"]["backbone_seconds_a_call"]) == 3
     # None in the first iteration.
     assert len(contenders["disa cpu refresh 2:1"]["cached_seconds_a_call"]) == 2
+
+
+def test_bf16_is_left_out_where_it_is_emulated(
+    race: Race, pixel_plan: Path, tmp_path: Path
+) -> None:
+    options = ["--iterations", "2", "--steps", "3:2", "--no-compiled", "--no-bf16"]
+    result = race("--plan", str(pixel_plan), *options)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "race.json").read_text())
+    assert record["contenders"].keys() == {FP32, "disa cpu"}
+    assert [row[7] for row in race_rows(record)] == ["", ""]
+    assert [row[0] for row in floor_rows(record)] == ["fp32", "int8"]
+    assert "--no-bf16" in record["command"]
 
 
 def test_refresh_without_a_cached_backbone_is_refused(race: Race, pixel_plan: Path) -> None:

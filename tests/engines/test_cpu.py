@@ -49,6 +49,21 @@ def test_fast_bfloat16(files: dict[str, str], flags: str, fast: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("avx2 avx512f avx512_bf16 amx_bf16", "AMX"),
+        ("avx2 avx512f avx512_bf16", "AVX-512 BF16"),
+        ("avx512f avx2", "AVX-512"),
+        ("sse avx2", "AVX2"),
+        ("sse", None),
+    ],
+)
+def test_the_fastest_extension_counts(files: dict[str, str], flags: str, name: str) -> None:
+    files["/proc/cpuinfo"] = f"processor\t: 0\nflags\t\t: {flags}\n"
+    assert cpu.matrix_extension() == name
+
+
+@pytest.mark.parametrize(
     ("machine", "flags", "exact"),
     [
         ("x86_64", "avx2", False),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..engines.cpu import check_threads, physical_cores
+from ..engines.cpu import check_threads, matrix_extension, physical_cores
 from ..engines.open import open_session
 from ..engines.plan.plan import Plan, PlanWriter
 from ..engines.plan.traits import GraphTraits, Role
@@ -60,13 +60,18 @@ def describe_versions() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The processor's model name."""
+    """The processor's model name, and its fastest extension for matrices.
+
+    Virtual machines give processors with and without an extension the same name.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    name = next(named, "") or platform.processor() or platform.machine()
+    extension = matrix_extension()
+    return f"{name} ({extension})" if extension else name
 
 
 def matrix_rate(

@@ -82,10 +82,26 @@ def test_the_cached_backbone_has_the_times_of_their_records() -> None:
         "int8, ONNX Runtime": "disa cpu int8",
         "int8, the rest bf16, OpenVINO": "disa openvino int8",
     }.items():
-        cells = [
-            figure(seconds[each]) for seconds in records for each in (name, f"{name} refresh 9:5")
-        ]
-        assert f"| {row} | {' | '.join(cells)} |" in lines
+        assert row_of(row, name, records) in lines
+
+
+def row_of(row: str, name: str, records: list[dict[str, float]]) -> str:
+    """A line of the table of the cached backbone: each race without and with it."""
+    ways = (name, f"{name} refresh 9:5")
+    cells = [figure(seconds[way]) for seconds in records for way in ways]
+    return f"| {row} | {' | '.join(cells)} |"
+
+
+def test_the_cached_backbone_has_the_times_of_a_processor_with_avx2() -> None:
+    records = [seconds_of(name) for name in ("mar_b_64_avx2", "mar_b_64_batch_8_avx2")]
+    lines = lines_of("cached-backbone.md")
+    official = [figure(seconds["official fp32"]) for seconds in records]
+    assert f"| official loop, fp32 | {official[0]} | | {official[1]} | |" in lines
+    for row, name in {
+        "fp32, ONNX Runtime": "disa cpu",
+        "int8, ONNX Runtime": "disa cpu int8",
+    }.items():
+        assert row_of(row, name, records) in lines
 
 
 def test_the_simulated_servers_are_those_of_their_record() -> None:
