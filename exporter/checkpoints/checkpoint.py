@@ -5,7 +5,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -29,7 +29,7 @@ from .torch_file import (
     read_torch_file,
     refuse_programs,
 )
-from .weights import TOP, Recognise, select_weights
+from .weights import TOP, Recognise, is_tensor, select_weights
 
 Scalar = bool | int | float | str | None
 Option = Scalar | list[Scalar]
@@ -166,13 +166,7 @@ def _open(
     index = path.name.endswith(".index.json")
     parts = [_read(part) for part in read_index(path)] if index else [_read(path)]
     listed = listed_tensors(path) if index else {}
-    # A file may have a stale copy of a tensor for which the index lists another file.
-    document = {
-        key: value
-        for part in parts
-        for key, value in part.document.items()
-        if listed.get(key, part.path.name) == part.path.name
-    }
+    document = _merged(parts, listed, path)
     chosen = select_weights(document, path, weights, recognise, recorded)
     if index and chosen.mapping is not document:
         # Which file they are from is known for the outermost values only.
@@ -219,6 +213,30 @@ class _Part:
     document: Mapping[Any, Any]
     tensor: Callable[[Any, str], Tensor]
     members: tuple[Span, ...] = ()
+
+
+def _merged(parts: Sequence[_Part], listed: Mapping[str, str], path: Path) -> dict[Any, Any]:
+    """The values of all files.
+
+    Args:
+        listed: the name of the file of each tensor that an index lists.
+
+    Raises:
+        DisaError: a tensor is in several files, and no index lists one of them.
+    """
+    document: dict[Any, Any] = {}
+    for part in parts:
+        for key, value in part.document.items():
+            # A file may have a stale copy of a tensor for which the index lists another file.
+            if listed.get(key, part.path.name) != part.path.name:
+                continue
+            if key in document and is_tensor(value):
+                raise DisaError(
+                    f"{path}: {str(key)[:80]} is in several files, and the index does not list the "
+                    "file to read it from: add it to the index"
+                )
+            document[key] = value
+    return document
 
 
 def _read(path: Path) -> _Part:

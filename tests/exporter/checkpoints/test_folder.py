@@ -55,6 +55,18 @@ def test_a_tensor_is_read_from_the_file_that_the_index_lists(tmp_path: Path, sta
     check(tmp_path)
 
 
+def test_a_tensor_of_several_files_must_be_listed(tmp_path: Path) -> None:
+    names = {key: f"model-{n}.safetensors" for n, key in enumerate(STATE, 1)}
+    for key, name in names.items():
+        write(tmp_path / name, {key: STATE[key], "extra": STATE[key][:2] * 2})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(DisaError, match=r"extra is in several files.*add it to the index"):
+        open_checkpoint(tmp_path)
+    index.write_text(json.dumps({"weight_map": {**names, "extra": names["a.weight"]}}))
+    assert open_checkpoint(tmp_path).state["extra"].tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_tensors_inside_of_another_dict_belong_to_no_file_of_an_index(
     tmp_path: Path, beside: bool
