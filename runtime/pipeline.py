@@ -331,7 +331,7 @@ class Pipeline:
         """The default batch size: as many images as keep activations near 256 MiB."""
         # A block holds about 16 activations of the model's width for each token.
         tokens = self.plan.manifest.tokens
-        sequence = self.family.sequence + options.image_tokens(tokens) - tokens["count"]
+        sequence: int = self.family.sequence + options.image_tokens(tokens) - tokens["count"]
         floats = 16 * sequence * self.family.width * (2 if options.guided else 1)
         return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_FLOATS // floats))
 
