@@ -33,6 +33,7 @@ def draw_races(races: Sequence[Record], path: Path) -> None:
             f"{record['schedule']}: seconds an image on {record['machine']['processor']}, "
             f"{count(record['threads'], 'thread')}",
             fontsize=9,
+            loc="right",
         )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, loc="lower right")

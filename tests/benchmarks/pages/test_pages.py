@@ -73,6 +73,16 @@ def test_the_readme_has_the_times_of_their_record() -> None:
         assert f"| {row} | {figure(seconds[name])} | {factor:.2f}x |" in lines
 
 
+def test_the_readme_has_the_times_of_a_processor_with_avx2() -> None:
+    seconds = {name: figure(value) for name, value in seconds_of("mar_b_64_avx2").items()}
+    assert (
+        f"the official loop in fp32 takes {seconds['official fp32']} s, disa "
+        f"{seconds['disa cpu']} s in fp32 and {seconds['disa cpu int8']} s in int8, and with a "
+        f"cached backbone {seconds['disa cpu refresh 9:5']} s and "
+        f"{seconds['disa cpu int8 refresh 9:5']} s."
+    ) in " ".join(lines_of("../README.md"))
+
+
 def test_the_cached_backbone_has_the_times_of_their_records() -> None:
     records = [seconds_of(name) for name in ("mar_b_64", "mar_b_64_batch_8")]
     lines = lines_of("cached-backbone.md")
