@@ -60,6 +60,15 @@ def run_all(
     return x, torch.stack(layers, dim=1).float()
 
 
+def behind_all(cache: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """How `run_some` merges if new tokens come after all cached ones.
+
+    Args:
+        cache: [tokens, layers, 2, batch, heads, head_dim].
+    """
+    return lambda new, layer: torch.cat([cache[:, layer].to(new.dtype), new])
+
+
 def run_some(
     blocks: Iterable[Block], x: Tensor, merge: Callable[[Tensor, int], Tensor], last_from: int = 0
 ) -> tuple[Tensor, Tensor]:

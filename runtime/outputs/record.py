@@ -146,15 +146,15 @@ def _meaning(name: str, value: Any) -> Any:
     Records of earlier versions have options as they were given, so that the texts may differ.
     """
     try:
-        match name:
-            case "size":
+        match name, value:
+            case "size", str() | int():
                 return parse_size(value, stride=1)
-            case "refresh":
+            case "refresh", str():
                 plan = parse_refresh(value)
                 # The first AR iteration is a full pass whether it is listed or not.
                 return replace(plan, listed=plan.listed | {0}) if plan.listed else plan
-    except (InvalidRequest, AttributeError):
-        pass  # None is no text, and another text has no other way to be written.
+    except InvalidRequest:
+        pass  # A text that is not valid is equal to itself only.
     return value
 
 

@@ -67,12 +67,13 @@ class CachedDecoder(nn.Module):
             The condition, [guidance, predicted * batch, width], and the cache at the places of
             new and predicted tokens, [new + predicted, ...].
         """
-        decode, (new, count) = self.decode, (known.shape[0], predicted.shape[0])
+        decode, new = self.decode, known.shape[0]
         start = decode.buffer_size + cached
+        stop = start + new + predicted.shape[0]
 
         def merge(fresh: Tensor, layer: int) -> Tensor:
             old = cache[:start, layer].to(fresh.dtype)
-            rest = cache[start + new + count :, layer].to(fresh.dtype)
+            rest = cache[stop:, layer].to(fresh.dtype)
             return torch.cat([old, fresh, rest])
 
         places = torch.cat([known, predicted])

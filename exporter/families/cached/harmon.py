@@ -1,10 +1,9 @@
 """The cached backbone of Harmon."""
 
-import torch
 from torch import Tensor, nn
 
 from ...graphs.graph import Graph, Shape
-from ...layers.cached_block import run_all, run_some
+from ...layers.cached_block import behind_all, run_all, run_some
 from ...layers.cached_qwen2 import run_cached
 from ...layers.transformer import for_each
 from ..harmon import backbone_graph
@@ -120,14 +119,8 @@ class Reuse(nn.Module):
         cached = old - backbone.buffer_size
         place = known[cached:]
 
-        def encoder_keys(fresh: Tensor, layer: int) -> Tensor:
-            return torch.cat([encoder_cache[:, layer].to(fresh.dtype), fresh])
-
-        def language_keys(fresh: Tensor, layer: int) -> Tensor:
-            return torch.cat([language_cache[:, layer].to(fresh.dtype), fresh])
-
         x = backbone.embed_known(tokens, encoder_position[place])
-        x, new_encoder = run_some(backbone.encoder_blocks, x, encoder_keys)
+        x, new_encoder = run_some(backbone.encoder_blocks, x, behind_all(encoder_cache))
         encoded = backbone.encoder_norm(x)
         rows = prompt_index[0]
         length = prompt_length[rows].float()[:, None]
@@ -140,7 +133,7 @@ class Reuse(nn.Module):
             mask[:, old:],
             prompt_key.index_select(1, rows),
             prompt_value.index_select(1, rows),
-            language_keys,
+            behind_all(language_cache),
         )
         condition, new_decoder = self.decoder.extend(
             encoded + backbone.proj_out(hidden),

@@ -1,10 +1,9 @@
 """The cached backbone of MAR."""
 
-import torch
 from torch import Tensor, nn
 
 from ...graphs.graph import Graph, Shape
-from ...layers.cached_block import run_all, run_some
+from ...layers.cached_block import behind_all, run_all, run_some
 from ..mar import MAR, Backbone, backbone_graph
 from .decoder import CachedDecoder
 from .graphs import refresh_graph, reuse_graph, with_cache_sizes
@@ -67,7 +66,8 @@ class Reuse(nn.Module):
             tokens: tokens that became known since the last pass, [new, batch, C].
             known: their grid positions, [new, batch].
             predicted: positions predicted now, [predicted, batch].
-            class_index: class of each image, [guidance, batch].
+            class_index: class of each image, [guidance, batch]; only its shape is used, as the
+                buffer in the caches has the classes.
             encoder_cache: of the buffer and the tokens known at the last pass,
                 [buffer + visible, layers, 2, batch, heads, head_dim].
             decoder_cache: of all tokens in generation order, [buffer + L, ...].
@@ -81,12 +81,8 @@ class Reuse(nn.Module):
             new_decoder: keys and values of new and predicted tokens, [new + predicted, ...].
         """
         backbone = self.backbone
-
-        def merge(fresh: Tensor, layer: int) -> Tensor:
-            return torch.cat([encoder_cache[:, layer].to(fresh.dtype), fresh])
-
         x = backbone.embed_known(tokens, known)
-        x, new_encoder = run_some(backbone.encoder_blocks, x, merge)
+        x, new_encoder = run_some(backbone.encoder_blocks, x, behind_all(encoder_cache))
         condition, new_decoder = self.decoder.extend(
             backbone.encoder_norm(x),
             class_index.shape[0],

@@ -76,9 +76,9 @@ def test_the_readme_has_the_times_of_their_record() -> None:
 def test_the_readme_has_the_times_of_a_processor_with_avx2() -> None:
     seconds = {name: figure(value) for name, value in seconds_of("mar_b_64_avx2").items()}
     assert (
-        f"the official loop in fp32 takes {seconds['official fp32']} s, disa "
-        f"{seconds['disa cpu']} s in fp32 and {seconds['disa cpu int8']} s in int8, and with a "
-        f"cached backbone {seconds['disa cpu refresh 9:5']} s and "
+        f"an image takes {seconds['official fp32']} s in the official loop in fp32, "
+        f"{seconds['disa cpu']} s in disa in fp32 and {seconds['disa cpu int8']} s in int8, and "
+        f"with a cached backbone (approximate) {seconds['disa cpu refresh 9:5']} s and "
         f"{seconds['disa cpu int8 refresh 9:5']} s."
     ) in " ".join(lines_of("../README.md"))
 
