@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import DamagedFile, DisaError, EngineError, OutOfMemory
 from ...optional import import_failed
-from ..cpu import physical_cores
+from ..cpu import exact_int8, physical_cores
 from ..plan.manifest import QUANTIZED
 from ..plan.onnx_file import relocate
 from ..plan.plan import Plan
@@ -215,10 +215,14 @@ def _exact_quantization(precision: str) -> dict[str, str]:
 
     The CPU has no fp8 matmuls: the operands are rounded to fp8 and multiplied in fp32. Fusing
     these nodes would need kernels that do not exist. On x86 processors without VNNI the usual
-    int8 kernels saturate, see `exact_int8`; slower ones do not. On others the option has no effect.
+    int8 kernels saturate, see `exact_int8`; slower ones do not. With AMX the option would replace
+    the fastest kernels, which are exact (ONNX Runtime 1.32.0).
     """
-    exact = {"fp8": "session.disable_quant_qdq", "int8": "session.x64quantprecision"}
-    return {exact[precision]: "1"} if precision in exact else {}
+    if precision == "fp8":
+        return {"session.disable_quant_qdq": "1"}
+    if precision == "int8" and not exact_int8():
+        return {"session.x64quantprecision": "1"}
+    return {}
 
 
 def _computed_in(graph: str, provider: str | None) -> str:

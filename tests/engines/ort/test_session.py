@@ -1,6 +1,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import disa.engines.ort.session as sessions
 from disa.engines.cpu import physical_cores
 from disa.engines.ort.session import OnnxRuntimeSession, session_options
 from disa.engines.plan.plan import Plan
@@ -70,6 +72,18 @@ def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:
     with Plan.open(write_int8_plan(tmp_path / "int8.plan")) as plan:
         y = OnnxRuntimeSession(plan, "head").run({"x": np.full((3, INT8_DEPTH), 127, np.float32)})
     assert y["y"].tolist() == [[INT8_DEPTH * 127.0**2] * 4] * 3
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_int8_kernels_are_replaced_only_where_they_saturate(
+    monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """With AMX, the other kernels take three times as long."""
+    monkeypatch.setattr(sessions, "exact_int8", lambda: exact)
+    options = session_options(onnxruntime, 1, True, "int8")
+    set_if_needed = nullcontext() if not exact else pytest.raises(RuntimeError, match="not have")
+    with set_if_needed:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_a_shared_int8_matrix_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
