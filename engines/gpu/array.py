@@ -110,18 +110,41 @@ class DeviceArray:
         return self._view(self.shape[1:], index % self.shape[0] * row)
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        """Set the rows of an index or slice, or, with a key such as `[:, :, 2:4]`, those of the
+        slice along a later axis."""
+        if isinstance(key, tuple):
+            self._set_along(key, value)
+            return
         target = self[key]
-        if not isinstance(value, DeviceArray):
-            value = np.asarray(value)
-        if tuple(value.shape) != target.shape or value.dtype != self.dtype:
-            raise DisaError(
-                f"a slice of shape {target.shape} and type {target.dtype} cannot be set to one "
-                f"of shape {tuple(value.shape)} and type {value.dtype}"
-            )
+        value = self._fitting(value, target.shape)
         if isinstance(value, DeviceArray):
             target.stream.copy(target.address, value.address, target.nbytes)
         else:
             target.stream.upload(target.address, value)
+
+    def _set_along(self, key: tuple[Any, ...], value: Any) -> None:
+        *outer, last = key
+        axis = len(outer)
+        start, stop, step = last.indices(self.shape[axis])
+        if step != 1 or any(each != slice(None) for each in outer):
+            raise DisaError("an array on a device supports one slice of consecutive indices only")
+        count = max(stop - start, 0)
+        value = self._fitting(value, (*self.shape[:axis], count, *self.shape[axis + 1 :]))
+        if not isinstance(value, DeviceArray):
+            value = self.stream.put(np.ascontiguousarray(value))
+        target, source = (self.address, self.shape, start), (value.address, value.shape, 0)
+        move_block(self.stream, target, source, axis, count, self.dtype.itemsize)
+
+    def _fitting(self, value: Any, shape: tuple[int, ...]) -> Any:
+        """The value, on the device or as a host array, if a part of this shape can be set to it."""
+        if not isinstance(value, DeviceArray):
+            value = np.asarray(value)
+        if tuple(value.shape) != shape or value.dtype != self.dtype:
+            raise DisaError(
+                f"a slice of shape {shape} and type {self.dtype} cannot be set to one of shape "
+                f"{tuple(value.shape)} and type {value.dtype}"
+            )
+        return value
 
     def _view(self, shape: tuple[int, ...], offset: int) -> "DeviceArray":
         inside = self.address - self._buffer.address + offset

@@ -1,7 +1,7 @@
 """Converts a plan's graph to an OpenVINO model whose weights are memory-mapped from the plan."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import prod
 from pathlib import PurePosixPath
 from types import ModuleType
@@ -97,6 +97,15 @@ def cast_matmuls(openvino: ModuleType, model: Any) -> None:
         for reader in readers:
             reader.replace_source_output(widened.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def narrow(openvino: ModuleType, model: Any, names: Set[str]) -> None:
+    """Give those inputs and outputs of a model the type bf16 that have one of these names."""
+    steps = openvino.preprocess.PrePostProcessor(model)
+    for ports, select in ((model.inputs, steps.input), (model.outputs, steps.output)):
+        for name in (name for port in ports for name in port.get_names() & names):
+            select(name).tensor().set_element_type(openvino.Type.bf16)
+    steps.build()
 
 
 def _has_int8_matrix(matmul: Any) -> bool:

@@ -1,8 +1,9 @@
 """Runs a plan's graphs with OpenVINO on the host's processor."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -13,10 +14,12 @@ from ..cpu import exact_int8, fast_bfloat16, physical_cores
 from ..plan.manifest import QUANTIZED
 from ..plan.plan import Plan
 from ..session import Array, TensorSpec, check_inputs, check_loop
-from .model import cast_matmuls, has_angles, read_model
+from .model import cast_matmuls, has_angles, narrow, read_model
 from .package import load
 
-_DTYPES = {"float32": "f32", "int64": "i64"}
+_BITS = "uint16"
+"""The type of arrays with the bits of bf16 numbers, which NumPy does not have."""
+_DTYPES = {"float32": "f32", "int64": "i64", _BITS: "bf16"}
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _OUT_OF_MEMORY = ("bad_alloc", "llocate memory", "out of memory")
@@ -62,9 +65,11 @@ class OpenVINOSession:
         with self._failures():
             core = self._openvino.Core()
             model, self._weights = read_model(self._openvino, core, plan, graph)
-            if wanted == "bf16" and has_angles(model):
-                cast_matmuls(self._openvino, model)
-                hint = "fp32"
+            if wanted == "bf16":
+                if has_angles(model):
+                    cast_matmuls(self._openvino, model)
+                    hint = "fp32"
+                self._narrow_caches(plan.manifest.cached(graph), model)
             settings = _settings(_HINTS[hint], threads or physical_cores())
             self._model = core.compile_model(model, "CPU", settings)
             self._request = self._model.create_infer_request()
@@ -76,8 +81,21 @@ class OpenVINOSession:
         self.description = f"OpenVINO {version} CPU {computed_in}"
         self._lock = Lock()
 
+    def _narrow_caches(self, caches: Set[str], model: Any) -> None:
+        """Keep the caches of a cached backbone in bf16, in which they are computed.
+
+        OpenVINO would convert them in every pass, and compute in fp32 whatever leads to an output
+        in fp32, which the rest of the pass reads too.
+        """
+        if caches:
+            narrow(self._openvino, model, caches)
+            self.inputs, self.outputs = (
+                tuple(replace(s, dtype=_BITS) if s.name in caches else s for s in specs)
+                for specs in (self.inputs, self.outputs)
+            )
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Session.run`."""
+        """See `Session.run`. The caches of a cached backbone are the bits of bf16 numbers."""
         check_inputs(self.inputs, inputs)
         with self._lock, self._failures():
             shared = {name: _shareable(values) for name, values in inputs.items()}
@@ -118,11 +136,17 @@ class OpenVINOSession:
 
     def _set(self, name: str, values: np.ndarray) -> None:
         """Set an input without a copy; `values` must live until the run is over."""
-        self._request.set_tensor(name, self._openvino.Tensor(values, shared_memory=True))
+        if values.dtype == _BITS:
+            shape = self._openvino.Shape(values.shape)
+            tensor = self._openvino.Tensor(values, shape, self._openvino.Type.bf16)
+        else:
+            tensor = self._openvino.Tensor(values, shared_memory=True)
+        self._request.set_tensor(name, tensor)
 
     def _output(self, name: str) -> np.ndarray:
-        values: np.ndarray = self._request.get_tensor(name).data
-        return values
+        tensor = self._request.get_tensor(name)
+        values: np.ndarray = tensor.data
+        return values.view(_BITS) if tensor.element_type == self._openvino.Type.bf16 else values
 
     def _check_interface(self) -> None:
         """Check that the graph has the inputs and outputs of the manifest."""

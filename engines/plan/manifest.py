@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,8 @@ MANIFEST = "manifest.json"
 """The name of the manifest's member."""
 MAX_BYTES = 2 << 20
 
+NEW = "new_"
+"""Prefix of the outputs with which a pass that reuses caches extends them."""
 QUANTIZED = ("int8", "fp8")
 """Precisions for which the manifest has an entry "quantization"."""
 
@@ -114,6 +116,21 @@ class Manifest:
     def with_role(self, role: Role) -> list[GraphInfo]:
         """The graphs with a role, in the plan's order."""
         return [graph for graph in self.graphs.values() if graph.traits.role is role]
+
+    def cached(self, graph: str) -> frozenset[str]:
+        """The inputs and outputs of a graph that only a cached backbone's next passes read.
+
+        They are outputs of the full pass and inputs of the passes that reuse them, and the new
+        parts that these return.
+        """
+        passes = [*self.with_role(Role.REFRESH), *self.with_role(Role.REUSE)]
+        if len(passes) != 2 or graph not in {each.name for each in passes}:
+            return frozenset()
+        refresh, reuse = passes
+        caches = _names(refresh.outputs) & _names(reuse.inputs)
+        info = self.graphs[graph]
+        own = _names(info.inputs) | _names(info.outputs)
+        return own & (caches | {NEW + name for name in caches})
 
     def value(self, section: str, key: str, kind: type[T]) -> T:
         """The entry `key` of "model", "tokens", "image" or "defaults".
@@ -275,6 +292,10 @@ def _check_traits(value: Value, info: GraphInfo) -> None:
         kinds = {(spec.dtype, spec.shape) for spec in info.inputs}
         if not any((spec.dtype, spec.shape) in kinds for spec in info.outputs):
             raise JSONError(f"{value.where} is a step, and no output of it can be its next input")
+
+
+def _names(specs: Iterable[TensorSpec]) -> frozenset[str]:
+    return frozenset(spec.name for spec in specs)
 
 
 def _distinct(value: Value, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

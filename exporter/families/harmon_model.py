@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import qwen2
 from ..layers.qwen2 import Qwen2
-from ..layers.transformer import Linear, for_each
+from ..layers.transformer import Linear, additive, for_each
 from ..vae.decoder import KLDecoder
 from .configs.harmon import HarmonConfig
 from .mar import MAR, MaskedDecoder
@@ -195,8 +194,8 @@ class Backbone(nn.Module):
         earlier = place[:, None, :] <= place[:, :, None]
         rank = earlier.float().sum(-1) - 1
         in_prompt = torch.arange(padded, device=place.device) < length
-        in_prompt = qwen2.additive(in_prompt)[:, None].expand(-1, place.shape[1], -1)
-        in_image = for_each(qwen2.additive(earlier), guidance)
+        in_prompt = additive(in_prompt)[:, None].expand(-1, place.shape[1], -1)
+        in_image = for_each(additive(earlier), guidance)
         return for_each(rank, guidance), torch.cat([in_prompt, in_image], dim=2)
 
 

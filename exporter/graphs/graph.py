@@ -115,8 +115,11 @@ def export_graph(graph: Graph, folder: Path) -> ExportedGraph:
 
 def _as_arguments(module: nn.Module, entries: list[Any]) -> tuple[Any, ...]:
     """One entry for each argument of a module; those of `*arguments` are joined to one."""
-    (first, *_) = signature(module.forward).parameters.values()
-    return (tuple(entries),) if first.kind is Parameter.VAR_POSITIONAL else tuple(entries)
+    parameters = list(signature(module.forward).parameters.values())
+    if parameters[-1].kind is not Parameter.VAR_POSITIONAL:
+        return tuple(entries)
+    single = len(parameters) - 1
+    return (*entries[:single], tuple(entries[single:]))
 
 
 def _name_dimensions(values: Any, shapes: Mapping[str, Shape], graph: str) -> None:

@@ -16,6 +16,7 @@ from ...errors import DisaError
 from ..checkpoints.state_dict import count_blocks, shape_of
 from ..families.configs.sizes import check_keys, check_sizes
 from ..graphs.precision import NarrowEmbedding
+from .transformer import additive
 
 SIZES = {
     "qwen2.5_0.5b": {
@@ -41,8 +42,6 @@ WITHOUT_EFFECT = (
     "transformers_version", "use_cache", "use_mrope",
 )  # fmt: skip
 """Keys of a published `config.json` that have no effect here."""
-MASKED = -1e9
-"""Added to the score of a masked key; far below any real score."""
 
 
 @dataclass(frozen=True)
@@ -331,8 +330,3 @@ class Qwen2(nn.Module):
             x = layer(x, rotation, mask, (keys[index], values[index]))[0]
         result: Tensor = self.norm(x)
         return result
-
-
-def additive(seen: Tensor) -> Tensor:
-    """A boolean mask as a term of attention scores: 0 for visible keys, otherwise `MASKED`."""
-    return torch.where(seen, 0.0, MASKED)

@@ -7,6 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
+MASKED = -1e9
+"""Added to the score of a masked key; far below any real score."""
 
 
 class Linear(nn.Linear):
@@ -33,6 +35,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     weights = scores.float().softmax(-1).to(value.dtype)
     return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def additive(seen: Tensor) -> Tensor:
+    """A boolean mask as a term of attention scores: 0 for visible keys, otherwise `MASKED`."""
+    return torch.where(seen, 0.0, MASKED)
 
 
 def for_each(x: Tensor, guidance: int) -> Tensor:

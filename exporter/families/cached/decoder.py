@@ -1,9 +1,11 @@
 """The masked decoder of a cached backbone, shared by MAR and Harmon."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from ...layers.cached_block import run_all, run_some
+from ...layers.cached_block import outside, run_all, run_some
 from ..mar import MAR, MaskedDecoder
 
 
@@ -23,23 +25,23 @@ class CachedDecoder(nn.Module):
         predicted: Tensor,
         decoder_position: Tensor,
         condition_position: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         """A full pass; the arguments are those of `MaskedDecoder`.
 
         Returns:
             condition: [guidance, predicted * batch, width].
-            cache: keys and values of all tokens in generation order, of the conditional half,
-                [buffer + L, layers, 2, batch, heads, head_dim].
+            caches: keys and values of all tokens in generation order, of the conditional half,
+                [batch, heads, buffer + L, head_dim] in fp32.
             difference: unconditional minus conditional half before the last norm, for the masked
                 tokens in generation order, [L - visible, batch, width].
         """
         decode, skip, batch = self.decode, self.decode.buffer_size, positions.shape[1]
         visible, count = encoded.shape[1] - skip, predicted.shape[0]
         x = decode.tokens(encoded, guidance, positions, decoder_position)
-        x, cache = run_all(self.blocks, x, batch, skip + visible)
+        x, kept = run_all(self.blocks, x, batch, skip + visible)
         halves = x.unflatten(0, (guidance, batch)).transpose(1, 2)
         condition = decode.condition(halves[:, :count], condition_position[predicted])
-        return condition, cache, halves[-1] - halves[0]
+        return condition, [each.float() for each in kept], halves[-1] - halves[0]
 
     def extend(
         self,
@@ -48,11 +50,11 @@ class CachedDecoder(nn.Module):
         known: Tensor,
         predicted: Tensor,
         cached: int,
-        cache: Tensor,
+        caches: Sequence[Tensor],
         difference: Tensor,
         decoder_position: Tensor,
         condition_position: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """A pass that computes only new and predicted tokens.
 
         Args:
@@ -60,26 +62,20 @@ class CachedDecoder(nn.Module):
             known: grid positions of the new tokens, [new, batch].
             predicted: positions predicted now, [predicted, batch].
             cached: known tokens at the last pass.
-            cache: of all tokens in generation order, as `fill` gives it.
+            caches: of all tokens in generation order, as `fill` gives them.
             difference: of the predicted tokens, [predicted, batch, width].
 
         Returns:
-            The condition, [guidance, predicted * batch, width], and the cache at the places of
-            new and predicted tokens, [new + predicted, ...].
+            The condition, [guidance, predicted * batch, width], and keys and values of the new
+            and predicted tokens, [batch, heads, new + predicted, head_dim] in fp32.
         """
         decode, new = self.decode, known.shape[0]
         start = decode.buffer_size + cached
-        stop = start + new + predicted.shape[0]
-
-        def merge(fresh: Tensor, layer: int) -> Tensor:
-            old = cache[:start, layer].to(fresh.dtype)
-            rest = cache[stop:, layer].to(fresh.dtype)
-            return torch.cat([old, fresh, rest])
-
+        mask = outside(start, start + new + predicted.shape[0], caches[0].shape[2])
         places = torch.cat([known, predicted])
         known_tokens = decode.decoder_embed(encoded)
         x = torch.cat(decode.image_tokens(known_tokens, 1, places, decoder_position), dim=1)
-        x, fresh = run_some(self.blocks, x, merge, new)
+        x, fresh = run_some(self.blocks, x, caches, mask, new)
         half = torch.arange(guidance, dtype=x.dtype, device=x.device)[:, None, None, None]
         halves = x.transpose(0, 1) + half * difference
         return decode.condition(halves, condition_position[predicted]), fresh

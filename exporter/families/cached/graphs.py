@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
+from ....engines.plan.manifest import NEW
 from ....engines.plan.traits import GraphTraits, Role
 from ...graphs.graph import Arrays, Graph, Shape
 from .shapes import concrete
 
 Caches = Mapping[str, Shape]
-"""Shape of each cache by the part of the model that it belongs to."""
+"""Shape of each cache by its name."""
 
 
 def refresh_graph(
@@ -26,12 +27,11 @@ def refresh_graph(
         width: width of the decoder, and so of the difference between its guidance halves.
         checks: see `Graph`.
     """
-    filled = {f"{name}_cache": shape for name, shape in caches.items()}
     return Graph(
         name="refresh",
         module=module,
         inputs=plain.inputs,
-        outputs={**plain.outputs, **filled, "difference": ("masked", "batch", width)},
+        outputs={**plain.outputs, **caches, "difference": ("masked", "batch", width)},
         example=plain.example,
         # With weights laid out at load, the order of sums does not depend on the batch, as in the
         # plain backbone.
@@ -45,7 +45,6 @@ def refresh_graph(
 def reuse_graph(
     module: nn.Module,
     plain: Graph,
-    known: str,
     caches: Caches,
     now: Caches,
     width: int,
@@ -55,26 +54,20 @@ def reuse_graph(
     """The pass that computes new tokens only.
 
     Args:
-        known: the dimension of the input with positions: "visible" for the positions of all known
-            tokens, "new" for those of the new tokens.
-        caches: shapes of the caches, which are inputs.
-        now: shapes of their new parts, which are outputs.
+        caches: the caches, which are inputs.
+        now: their new parts, which are outputs, by the names of the caches.
         width: see `refresh_graph`.
         sizes, checks: see `Graph`; from `with_cache_sizes`.
     """
     same = {name: s for name, s in plain.inputs.items() if name not in ("tokens", "positions")}
-    cached: dict[str, Shape] = {f"{name}_cache": shape for name, shape in caches.items()}
-    cached["difference"] = ("predicted", "batch", width)
+    cached: dict[str, Shape] = {"difference": ("predicted", "batch", width), **caches}
 
     def example(sizes: Mapping[str, int]) -> Arrays:
         visible, new = sizes["visible"], sizes["new"]
         arrays, rng = plain.example(sizes), np.random.default_rng(1)
-        positions = arrays["positions"]
         return {
             "tokens": arrays["tokens"][visible - new :],
-            "known": positions[:visible]
-            if known == "visible"
-            else positions[visible - new : visible],
+            "known": arrays["positions"][:visible],
             **{name: arrays[name] for name in same},
             **{
                 name: rng.standard_normal(concrete(shape, sizes), np.float32)
@@ -87,11 +80,11 @@ def reuse_graph(
         module=module,
         inputs={
             "tokens": ("new", *plain.inputs["tokens"][1:]),
-            "known": (known, "batch"),
+            "known": ("visible", "batch"),
             **same,
             **cached,
         },
-        outputs={**plain.outputs, **{f"new_{name}": shape for name, shape in now.items()}},
+        outputs={**plain.outputs, **{NEW + name: shape for name, shape in now.items()}},
         example=example,
         traits=GraphTraits(Role.REUSE, split="batch"),
         sizes=sizes,
@@ -109,11 +102,4 @@ def with_cache_sizes(
         buffer: number of tokens of the buffer.
         length: number of tokens of an image.
     """
-    visible = sizes["visible"]
-    new = min(new, visible)
-    return {
-        **sizes,
-        "new": new,
-        "encoded": buffer + visible - new,
-        "decoded": buffer + length,
-    }
+    return {**sizes, "new": min(new, sizes["visible"]), "places": buffer + length}

@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from ...graphs.graph import Graph, Shape
-from ...layers.cached_block import behind_all, run_all, run_some
+from ...layers.cached_block import outside, run_all, run_some, with_places
 from ..mar import MAR, Backbone, backbone_graph
 from .decoder import CachedDecoder
 from .graphs import refresh_graph, reuse_graph, with_cache_sizes
-from .shapes import cache_shape
+from .shapes import half_shapes
 
 
 class Refresh(nn.Module):
@@ -20,19 +20,19 @@ class Refresh(nn.Module):
 
     def forward(
         self, tokens: Tensor, positions: Tensor, predicted: Tensor, class_index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """The condition as from `Backbone`, and the caches.
 
         Returns:
             condition: [guidance, predicted * batch, width].
-            encoder_cache: [buffer + visible, layers, 2, batch, heads, head_dim], of the
-                conditional half.
-            decoder_cache, difference: as from `CachedDecoder.fill`.
+            encoder caches: keys and values of buffer and visible tokens, of the conditional half,
+                with places for the other tokens, [batch, heads, buffer + L, head_dim].
+            decoder caches, difference: as from `CachedDecoder.fill`.
         """
         backbone, (guidance, batch) = self.backbone, class_index.shape
         x = backbone.embed(tokens, positions[: tokens.shape[0]], class_index)
-        x, encoder_cache = run_all(backbone.encoder_blocks, x, batch)
-        condition, decoder_cache, difference = self.decoder.fill(
+        x, encoder = run_all(backbone.encoder_blocks, x, batch)
+        condition, decoder, difference = self.decoder.fill(
             backbone.encoder_norm(x),
             guidance,
             positions,
@@ -40,7 +40,8 @@ class Refresh(nn.Module):
             backbone.decoder_position,
             backbone.condition_position,
         )
-        return condition, encoder_cache, decoder_cache, difference
+        places = backbone.decode.buffer_size + positions.shape[0]
+        return condition, *(with_places(each, places) for each in encoder), *decoder, difference
 
 
 class Reuse(nn.Module):
@@ -56,45 +57,47 @@ class Reuse(nn.Module):
         known: Tensor,
         predicted: Tensor,
         class_index: Tensor,
-        encoder_cache: Tensor,
-        decoder_cache: Tensor,
         difference: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        *caches: Tensor,
+    ) -> tuple[Tensor, ...]:
         """The condition of the predicted tokens, and the new parts of the caches.
 
         Args:
             tokens: tokens that became known since the last pass, [new, batch, C].
-            known: their grid positions, [new, batch].
+            known: grid positions of all known tokens in generation order, the new ones last,
+                [visible, batch].
             predicted: positions predicted now, [predicted, batch].
             class_index: class of each image, [guidance, batch]; only its shape is used, as the
                 buffer in the caches has the classes.
-            encoder_cache: of the buffer and the tokens known at the last pass,
-                [buffer + visible, layers, 2, batch, heads, head_dim].
-            decoder_cache: of all tokens in generation order, [buffer + L, ...].
             difference: difference of the predicted tokens at the last full pass,
                 [predicted, batch, width].
+            caches: those of the encoder and of the decoder, as `Refresh` gives them.
 
         Returns:
             condition: [guidance, predicted * batch, width].
-            new_encoder: keys and values of the new tokens,
-                [new, layers, 2, batch, heads, head_dim].
-            new_decoder: keys and values of new and predicted tokens, [new + predicted, ...].
+            new parts of the encoder's caches: keys and values of the new tokens,
+                [batch, heads, new, head_dim].
+            new parts of the decoder's: of new and predicted tokens.
         """
-        backbone = self.backbone
-        x = backbone.embed_known(tokens, known)
-        x, new_encoder = run_some(backbone.encoder_blocks, x, behind_all(encoder_cache))
-        condition, new_decoder = self.decoder.extend(
+        backbone, cached = self.backbone, known.shape[0] - tokens.shape[0]
+        of_encoder = 2 * len(backbone.encoder_blocks)
+        place = known[cached:]
+        x = backbone.embed_known(tokens, place)
+        places = caches[0].shape[2]
+        mask = outside(backbone.decode.buffer_size + cached, places, places)
+        x, encoder = run_some(backbone.encoder_blocks, x, caches[:of_encoder], mask)
+        condition, decoder = self.decoder.extend(
             backbone.encoder_norm(x),
             class_index.shape[0],
-            known,
+            place,
             predicted,
-            encoder_cache.shape[0] - backbone.decode.buffer_size,
-            decoder_cache,
+            cached,
+            caches[of_encoder:],
             difference,
             backbone.decoder_position,
             backbone.condition_position,
         )
-        return condition, new_encoder, new_decoder
+        return condition, *encoder, *decoder
 
 
 def cached_graphs(model: MAR, backbone: Backbone) -> list[Graph]:
@@ -103,29 +106,27 @@ def cached_graphs(model: MAR, backbone: Backbone) -> list[Graph]:
     plain, width = backbone_graph(backbone, config), config.decoder_embed_dim
     buffer, length = config.buffer_size, config.tokens
 
-    def caches(encoder: str, decoder: str | int) -> dict[str, Shape]:
+    def caches(encoder: int | str, decoder: int | str) -> dict[str, Shape]:
         return {
-            "encoder": cache_shape(encoder, config, "encoder"),
-            "decoder": cache_shape(decoder, config, "decoder"),
+            **half_shapes("encoder", config, encoder),
+            **half_shapes("decoder", config, decoder),
         }
 
-    whole = caches("encoded", buffer + length)
+    places = buffer + length
     # At most as many tokens are new as are known in the check of the plain backbone.
     sizes, *checks = (
         with_cache_sizes(each, new, buffer, length)
         for each, new in zip((plain.sizes, *plain.checks), (4, 0, 2, 1), strict=True)
     )
     return [
-        refresh_graph(refresh, plain, whole, width, plain.checks),
+        refresh_graph(refresh, plain, caches(places, places), width, plain.checks),
         reuse_graph(
             Reuse(refresh),
             plain,
-            "new",
-            whole,
-            caches("new", "decoded_now"),
+            caches(places, places),
+            caches("new", "computed"),
             width,
-            # All sizes differ while the graph is traced.
-            {**sizes, "encoded": buffer + 6},
+            sizes,
             checks,
         ),
     ]

@@ -6,12 +6,23 @@ from ...graphs.graph import Shape
 from ..configs.mar import MARConfig
 
 
-def cache_shape(tokens: int | str, config: MARConfig, half: str) -> Shape:
-    """Keys and values of one half of MAR, "encoder" or "decoder", for some tokens."""
+def cache_shapes(
+    part: str, layers: int, heads: int, tokens: int | str, head_dim: int
+) -> dict[str, Shape]:
+    """Keys and values of the layers of one part of a model, for some tokens."""
+    return {
+        f"{part}_{kind}_{layer}": ("batch", heads, tokens, head_dim)
+        for layer in range(layers)
+        for kind in ("key", "value")
+    }
+
+
+def half_shapes(half: str, config: MARConfig, tokens: int | str) -> dict[str, Shape]:
+    """`cache_shapes` of one half of MAR, "encoder" or "decoder"."""
     width, depth, heads = (
         getattr(config, f"{half}_{name}") for name in ("embed_dim", "depth", "num_heads")
     )
-    return (tokens, depth, 2, "batch", heads, width // heads)
+    return cache_shapes(half, depth, heads, tokens, width // heads)
 
 
 def concrete(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -28,7 +39,6 @@ def cache_dimensions(length: int, config: MARConfig) -> dict[str, list[int]]:
     """
     skip = config.buffer_size
     return {
-        "encoded": [skip, skip + length // 2, skip + length],
-        "decoded": [skip + 1, skip + length, skip + length],
+        "places": [skip + 1, skip + length, skip + length],
         "new": [0, max(1, length // 32), length],
     }

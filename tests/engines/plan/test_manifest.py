@@ -394,3 +394,28 @@ def test_graphs_that_are_always_in_fp32() -> None:
     assert parse(raw).precision_of("head") == "fp16"
     raw["graphs"]["head"] |= {"quantizable": False, "always_fp32": True}
     assert parse(raw).precision_of("head") == "fp32"
+
+
+def _pass(role: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
+    specs = [
+        [{"name": name, "dtype": "float32", "shape": ["batch", 4]} for name in names]
+        for names in (inputs, outputs)
+    ]
+    graph: dict[str, Any] = dict(content()["graphs"]["head"])
+    traits = {"role": role, "split": None, "quantizable": False}
+    return graph | traits | {"inputs": specs[0], "outputs": specs[1]}
+
+
+def test_caches_go_from_a_full_pass_to_the_next_ones() -> None:
+    changed = content()
+    changed["engines"] = []
+    graphs = changed["graphs"]
+    graphs["all"] = _pass("refresh", ["tokens"], ["condition", "keys", "difference"])
+    assert parse(changed).cached("all") == frozenset()
+    graphs["some"] = _pass(
+        "reuse", ["tokens", "difference", "keys"], ["condition", "new_keys", "new_tokens"]
+    )
+    manifest = parse(changed)
+    assert manifest.cached("all") == {"keys", "difference"}
+    assert manifest.cached("some") == {"keys", "difference", "new_keys"}
+    assert manifest.cached("head") == frozenset()

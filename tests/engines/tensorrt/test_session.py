@@ -387,6 +387,23 @@ def test_empty_gives_device_arrays(bench: Bench) -> None:
     assert (array.shape, array.dtype) == ((2, 3), np.int64)
 
 
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_slice_along_a_later_axis_can_be_set(bench: Bench, on_device: bool) -> None:
+    stream = bench.open("head").stream
+    whole = np.arange(2 * 3 * 5 * 4, dtype=np.float32).reshape(2, 3, 5, 4)
+    part = -np.ones((2, 3, 2, 4), np.float32)
+    array = stream.put(whole)
+    array[:, :, 1:3] = stream.put(part) if on_device else part
+    whole[:, :, 1:3] = part
+    np.testing.assert_array_equal(np.asarray(array), whole)
+    array[:, :, 5:] = part[:, :, :0]
+    np.testing.assert_array_equal(np.asarray(array), whole)
+    with pytest.raises(DisaError, match=r"shape \(2, 3, 1, 4\) .* cannot be set to one of shape"):
+        array[:, :, :1] = part
+    with pytest.raises(DisaError, match="one slice of consecutive indices"):
+        array[:1, :, 1:3] = part[:1]
+
+
 def test_no_memory_for_a_context_is_told(bench: Bench) -> None:
     session = bench.open("decoder")
 

@@ -53,9 +53,9 @@ def reuse_inputs(
     given = {name: arrays[name] for name in reuse.inputs if name in arrays}
     return given | {
         "tokens": rng.standard_normal(shape, np.float32),
-        "known": known if reuse.inputs["known"][0] == "visible" else known[visible:],
+        "known": known,
         "predicted": arrays["positions"][predicted : predicted + count],
-        **{name: caches[name] for name in reuse.inputs if name.endswith("_cache")},
+        **{name: caches[name] for name in reuse.inputs if name in caches},
         "difference": caches["difference"][predicted - visible : predicted - visible + count],
     }
 
@@ -89,8 +89,13 @@ def test_nothing_is_approximate_in_front_of_the_first_attention(
         "tokens": np.concatenate([arrays["tokens"], inputs["tokens"]]),
         "predicted": inputs["predicted"],
     }
-    expected = evaluate(refresh, later)["encoder_cache"][:, 0]
-    np.testing.assert_allclose(outputs["new_encoder"][:, 0], expected[-2:], atol=1e-5)
+    expected = evaluate(refresh, later)
+    places = expected["encoder_key_0"].shape[2]
+    end = places - len(arrays["positions"]) + visible + 2
+    for name in ("encoder_key_0", "encoder_value_0"):
+        np.testing.assert_allclose(
+            outputs[f"new_{name}"], expected[name][:, :, end - 2 : end], atol=1e-5, err_msg=name
+        )
 
 
 def test_without_guidance_there_is_no_difference(graphs: tuple[Graph, Graph, Graph]) -> None:
@@ -105,5 +110,23 @@ def test_caches_are_of_the_conditional_half(graphs: tuple[Graph, Graph, Graph]) 
     index = "class_index" if "class_index" in guided else "prompt_index"
     alone = guided | {index: cast(np.ndarray, guided[index])[:1]}
     both, one = evaluate(refresh, guided), evaluate(refresh, alone)
-    for name in (name for name in both if name.endswith("_cache")):
+    for name in both.keys() - {"condition", "difference"}:
         np.testing.assert_allclose(both[name], one[name], atol=2e-5, err_msg=name)
+
+
+def test_places_that_are_not_read_have_no_effect(graphs: tuple[Graph, Graph, Graph]) -> None:
+    """Neither those of tokens that come later, nor those of tokens that are computed again."""
+    _, refresh, reuse = graphs
+    arrays = refresh.example(refresh.sizes)
+    visible = len(arrays["tokens"])
+    inputs = reuse_inputs(reuse, arrays, evaluate(refresh, arrays), 2, 1, visible + 2)
+    expected = evaluate(reuse, inputs)
+    other = dict(inputs)
+    for name, values in inputs.items():
+        if "_key_" in name or "_value_" in name:
+            old = values.shape[2] - len(arrays["positions"]) + visible
+            stop = old + 3 if name.startswith("decoder") else values.shape[2]
+            other[name] = values.copy()
+            other[name][:, :, old:stop] = 1e3
+    for name, values in evaluate(reuse, other).items():
+        np.testing.assert_allclose(values, expected[name], atol=2e-6, err_msg=name)

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from disa.engines.cpu import fast_bfloat16
 from disa.engines.plan.plan import Plan
+from disa.engines.session import TensorSpec
 from disa.errors import DisaError, InvalidRequest
 from disa.exporter.export import export
 from disa.runtime.families.masked.caches import check_cached_backbone
@@ -50,6 +52,19 @@ def test_other_precisions(golden_plan: ExportGolden) -> None:
     expected = generate(full, 2, refresh="3:2")
     error = np.linalg.norm(generate(narrow, 2, refresh="3:2") - expected)
     assert error < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.skipif(not fast_bfloat16(), reason="needs a processor with bf16")
+def test_caches_of_bf16_passes_are_in_bf16(cached_backbone_plan: Path) -> None:
+    narrow = Pipeline.from_plan(cached_backbone_plan, "openvino")
+    exact = Pipeline.from_plan(cached_backbone_plan, "openvino", exact=True)
+    for pipe, kind in ((narrow, "uint16"), (exact, "float32")):
+        caches = pipe.plan.manifest.cached("reuse")
+        given = {spec.dtype for spec in pipe.family.session("reuse").inputs if spec.name in caches}
+        assert given == {kind}
+    expected = generate(exact, 2, refresh="3:2")
+    error = np.linalg.norm(generate(narrow, 2, refresh="3:2") - expected)
+    assert 1e-5 * np.linalg.norm(expected) < error < 0.1 * np.linalg.norm(expected)
 
 
 def test_it_approximates(pipe: Pipeline) -> None:
@@ -99,18 +114,15 @@ def test_a_plan_without_the_graphs(golden_plan: ExportGolden) -> None:
         plain(1, refresh="9:5", **QUICK)
 
 
-def test_a_plan_that_computes_the_buffer_again_is_refused(cached_backbone_plan: Path) -> None:
-    """Its results would be written to the wrong places of the caches."""
+def test_a_plan_of_an_earlier_version_is_refused(cached_backbone_plan: Path) -> None:
+    """Its caches had another layout: one tensor for all layers, the tokens first."""
     with Plan.open(cached_backbone_plan) as plan:
         check_cached_backbone(plan)
         graph = plan.graph("reuse")
-        earlier = [
-            replace(spec, shape=("encoded_now", *spec.shape[1:]))
-            if spec.name == "new_encoder"
-            else spec
-            for spec in graph.outputs
-        ]
-        graphs = {**plan.manifest.graphs, "reuse": replace(graph, outputs=tuple(earlier))}
+        kept = [spec for spec in graph.inputs if not spec.name.startswith("decoder_")]
+        shape = (320, 12, 2, "batch", 12, 64)
+        earlier = (*kept, TensorSpec("decoder_cache", "float32", shape))
+        graphs = {**plan.manifest.graphs, "reuse": replace(graph, inputs=earlier)}
         plan.manifest = replace(plan.manifest, graphs=graphs)
         with pytest.raises(InvalidRequest, match=r"earlier version of disa.*--cached-backbone"):
             check_cached_backbone(plan)
