@@ -137,7 +137,7 @@ class Backbone(nn.Module):
         place = positions[:visible].transpose(0, 1)
         encoded = self.encode(tokens, encoder_position[positions[:visible]])
         rows = prompt_index.flatten()
-        length = prompt_length[rows].float()[:, None]
+        length = prompt_length[rows][:, None]
         rank, mask = self.reading_order(place, guidance, length, prompt_key.shape[3])
         hidden = self.language_model(
             for_each(self.proj_in(encoded), guidance),
@@ -185,14 +185,14 @@ class Backbone(nn.Module):
             padded: number of tokens of the longest prompt.
 
         Returns:
-            The rank of every token in this order, [guidance * batch, tokens] in fp32, and the
+            The rank of every token in this order, [guidance * batch, tokens], and the
             additive attention mask, [guidance * batch, tokens, padded + tokens]: a token attends to
             its prompt and to tokens up to its own rank.
         """
         last = torch.arange(self.buffer_size, device=place.device) + AFTER_THE_IMAGE
         place = torch.cat([last.expand(place.shape[0], -1), place], dim=1)
         earlier = place[:, None, :] <= place[:, :, None]
-        rank = earlier.float().sum(-1) - 1
+        rank = earlier.sum(-1) - 1
         in_prompt = torch.arange(padded, device=place.device) < length
         in_prompt = additive(in_prompt)[:, None].expand(-1, place.shape[1], -1)
         in_image = for_each(additive(earlier), guidance)

@@ -26,7 +26,7 @@ def run_cached(
 
     Args:
         x: [rows, tokens, width] in fp32.
-        own: position of each of these tokens after the prompt, [rows, tokens] in fp32.
+        own: position of each of these tokens after the prompt, whole numbers, [rows, tokens].
         positions: those of the cached tokens and then of these, [rows, all tokens].
         mask: [rows, tokens, prompt_length + all tokens], added to the scores.
         keys, values: of the prompts, [layers, rows, key_heads, prompt_length, head_dim].

@@ -42,6 +42,8 @@ WITHOUT_EFFECT = (
     "transformers_version", "use_cache", "use_mrope",
 )  # fmt: skip
 """Keys of a published `config.json` that have no effect here."""
+RANGE = 512
+"""Positions are below its square; the largest image and prompt have 67,648 tokens together."""
 
 
 @dataclass(frozen=True)
@@ -282,18 +284,28 @@ class Layer(nn.Module):
 class Qwen2(nn.Module):
     """The transformer without its output layer, with the keys of an official checkpoint."""
 
+    coarse_turns: Tensor
+    fine_turns: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = NarrowEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.theta, self.head_dim = config.rope_theta, config.head_dim
+        for name, distance in (("coarse", RANGE), ("fine", 1)):
+            # Constants, not weights: on the CPU even if the model is on the meta device.
+            self.register_buffer(f"{name}_turns", _turns(distance, config), persistent=False)
 
     def rotation(self, positions: Tensor) -> Rotation:
-        """Rotary tables for `positions` [rows, tokens] (fp32)."""
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
-        angle = positions[:, None, :, None] * (1.0 / self.theta ** (exponent / self.head_dim))
-        return Rotation(angle.cos(), angle.sin())
+        """Rotary tables for `positions` [rows, tokens], whole numbers below `RANGE` ** 2.
+
+        cos(a + b) and sin(a + b) of two parts of the position, whose sines are constants: an engine
+        that computes in bf16 has no angle to round.
+        """
+        cos, sin = self.coarse_turns[:, positions // RANGE]
+        cos_fine, sin_fine = self.fine_turns[:, positions % RANGE]
+        turned = cos * cos_fine - sin * sin_fine, sin * cos_fine + cos * sin_fine
+        return Rotation(*(each[:, None] for each in turned))
 
     def prompt(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of every layer, [layers, prompts, key_heads, length, head_dim], fp32.
@@ -302,7 +314,7 @@ class Qwen2(nn.Module):
         real token attends to padding, and the padded part of the cache must be masked by
         its readers. For the last layer only keys and values are computed.
         """
-        place = torch.arange(input_ids.shape[1], dtype=torch.float32, device=input_ids.device)
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
         rotation = self.rotation(place[None])
         mask = additive(place[None, :] <= place[:, None])[None, None, None]
         x = self.embed_tokens(input_ids).float()
@@ -321,7 +333,7 @@ class Qwen2(nn.Module):
 
         Args:
             x: [rows, tokens, width] in fp32; the result has the same shape.
-            positions: [rows, tokens] in fp32.
+            positions: whole numbers, [rows, tokens].
             mask: [rows, tokens, length + tokens], added to the scores.
             keys, values: [layers, rows, key_heads, length, head_dim].
         """
@@ -330,3 +342,15 @@ class Qwen2(nn.Module):
             x = layer(x, rotation, mask, (keys[index], values[index]))[0]
         result: Tensor = self.norm(x)
         return result
+
+
+def _turns(distance: int, config: Config) -> Tensor:
+    """Cosines and sines of the rotary angles of every `distance`-th position.
+
+    Returns:
+        [2, RANGE, head_dim / 2] in fp32, computed in fp64.
+    """
+    place = distance * torch.arange(RANGE, dtype=torch.float64, device="cpu")
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
+    angle = place[:, None] * config.rope_theta ** (-exponent / config.head_dim)
+    return torch.stack([angle.cos(), angle.sin()]).float()

@@ -50,7 +50,7 @@ class Refresh(nn.Module):
         x, encoder = run_all(backbone.encoder_blocks, x, batch)
         encoded = backbone.encoder_norm(x)
         rows = prompt_index.flatten()
-        length = prompt_length[rows].float()[:, None]
+        length = prompt_length[rows][:, None]
         rank, mask = backbone.reading_order(
             place.transpose(0, 1), guidance, length, prompt_key.shape[3]
         )
@@ -125,7 +125,7 @@ class Reuse(nn.Module):
         x, encoder = run_some(backbone.encoder_blocks, x, caches[:of_encoder], mask)
         encoded = backbone.encoder_norm(x)
         rows = prompt_index[0]
-        length = prompt_length[rows].float()[:, None]
+        length = prompt_length[rows][:, None]
         rank, order = backbone.reading_order(known.transpose(0, 1), 1, length, prompt_key.shape[3])
         hidden, language = run_cached(
             backbone.language_model,
