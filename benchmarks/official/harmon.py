@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from disa.exporter.families.harmon_model import Grid, Harmon
-from disa.exporter.layers.qwen2 import additive
+from disa.exporter.layers.transformer import additive
 from disa.runtime.families.conditions.prompt import EncodedPrompt, PromptBatch
 from disa.runtime.families.masked.harmon import interpolation
 
@@ -51,7 +51,7 @@ class OfficialHarmon(OfficialMAR):
         """The language model reads the visible tokens line by line, and the buffer last."""
         count, batch = x.shape[1], len(x) // (1 + guided)
         half = torch.arange(1 + guided).repeat_interleave(batch)
-        length, padded = self.lengths[half, None].float(), int(self.keys.shape[3])
+        length, padded = self.lengths[half, None], int(self.keys.shape[3])
         places = torch.arange(count)
         prompt = additive(torch.arange(padded) < length)[:, None].expand(-1, count, -1)
         earlier = additive(places[None] <= places[:, None]).expand(len(x), -1, -1)

@@ -28,7 +28,7 @@ def race(record: Record) -> str:
     every = len(record["measured"]) == record["iterations"]
     parts = [
         f"### {record['shapes']}, batch {record['batch_size']}, {record['iterations']} iterations, "
-        f"{record['schedule']} steps",
+        f"{record['schedule']} steps, {record['machine']['processor']}",
         f"    {record['command']}",
         f"{machine_of(record)}, {count(record['threads'], 'thread')}. "
         + ("Every AR iteration was measured." if every else f"AR iterations measured: {measured}."),

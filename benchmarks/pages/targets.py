@@ -25,19 +25,41 @@ OWN_FP32_TARGET, OFFICIAL_BF16_TARGET = 1.8, 1.0
 OTHER_SHAPES = ("flowar_s", "xar_b", "harmon_0.5b")
 
 
-def targets(races: Sequence[Record], bench: Record) -> list[list[str]]:
-    """Each target, what was measured, and whether it is met."""
-    mar = [record for record in races if record["shapes"] in SIZES and has_bf16(record)]
-    rows = []
+def targets(races: Sequence[Record], bench: Record) -> tuple[list[str], list[list[str]]]:
+    """Each target, and what was measured on each processor with bf16: headings and rows."""
+    races = [record for record in races if has_bf16(record)]
+    processors = list(dict.fromkeys(map(processor_of, races)))
+    columns = [
+        speed_targets([record for record in races if processor_of(record) == processor])
+        for processor in processors
+    ]
+    rows = [[what, *(column[what] for column in columns)] for what in columns[0]]
+    rows += [
+        [what, *(found if each == processor_of(bench) else "" for each in processors)]
+        for what, found in memory_and_load(bench).items()
+    ]
+    return ["target", *processors], rows
+
+
+def processor_of(record: Record) -> str:
+    """The name of a record's processor."""
+    name: str = record["machine"]["processor"]
+    return name
+
+
+def speed_targets(races: Sequence[Record]) -> dict[str, str]:
+    """Each target of speed, and what the races of one processor reached."""
+    mar = [record for record in races if record["shapes"] in SIZES]
+    found = {}
     for precision, cached, batch, factor in MAR_TARGETS:
         usual = [r for r in mar if (r["iterations"], r["batch_size"]) == (USUAL_ITERATIONS, batch)]
         what = f"MAR, {precision}{cached}, batch {batch}: {factor:g} times as fast as {BF16}"
         ratios = (official(r, BF16) / fastest(r, precision, cached) for r in usual)
-        rows.append(_target(what, ratios, factor))
-    rows.append(against_default(mar))
+        found[what] = _against(ratios, factor)
+    found |= against_default(mar)
     for shapes in OTHER_SHAPES:
-        rows += in_bf16(shapes, [record for record in races if record["shapes"] == shapes])
-    return [*rows, *memory_and_load(bench)]
+        found |= in_bf16(shapes, [record for record in races if record["shapes"] == shapes])
+    return found
 
 
 def has_bf16(record: Record) -> bool:
@@ -45,7 +67,7 @@ def has_bf16(record: Record) -> bool:
     return any(name.endswith(" bf16") for name in record["contenders"])
 
 
-def against_default(races: Sequence[Record]) -> list[str]:
+def against_default(races: Sequence[Record]) -> dict[str, str]:
     """Everything approximate together, against what the original does by default."""
     short = [record for record in races if record["iterations"] < USUAL_ITERATIONS]
     ratios = (
@@ -58,21 +80,21 @@ def against_default(races: Sequence[Record]) -> list[str]:
         f"MAR, int8{CACHED}, fewer AR iterations: {DEFAULT_TARGET:g} times as fast as the "
         "original's default (256 iterations, 100 steps, fp32)"
     )
-    return _target(what, ratios, DEFAULT_TARGET)
+    return {what: _against(ratios, DEFAULT_TARGET)}
 
 
-def in_bf16(shapes: str, races: Sequence[Record]) -> list[list[str]]:
+def in_bf16(shapes: str, races: Sequence[Record]) -> dict[str, str]:
     """bf16 of one of the other families."""
     own = (fastest(record) / fastest(record, "bf16") for record in races)
     against = (official(record, BF16) / fastest(record, "bf16") for record in races)
     what = f"{shapes}, bf16: {OWN_FP32_TARGET:g} times as fast as disa in fp32"
-    return [
-        _target(what, own, OWN_FP32_TARGET),
-        _target(f"{shapes}, bf16: faster than {BF16}", against, OFFICIAL_BF16_TARGET),
-    ]
+    return {
+        what: _against(own, OWN_FP32_TARGET),
+        f"{shapes}, bf16: faster than {BF16}": _against(against, OFFICIAL_BF16_TARGET),
+    }
 
 
-def memory_and_load(record: Record) -> list[list[str]]:
+def memory_and_load(record: Record) -> dict[str, str]:
     """Peak memory of a batch of one and load time, against the size of the plan."""
     name = record["plan"]["name"]
     single = next(entry for entry in record["variants"] if entry["batch_size"] == 1)
@@ -80,15 +102,19 @@ def memory_and_load(record: Record) -> list[list[str]]:
     load = min(engine["load_seconds"] for engine in record["engines"].values())
     memory = f"peak memory under {WEIGHTS_TARGET} times the weights ({name}, batch 1)"
     loading = f"load under {LOAD_TARGET:g} s from a warm page cache ({name})"
-    return [
-        [memory, f"{share:.2f} times", "yes" if share < WEIGHTS_TARGET else "no"],
-        [loading, f"{load:.2f} s", "yes" if load < LOAD_TARGET else "no"],
-    ]
+    return {
+        memory: _judged(f"{share:.2f} times", share < WEIGHTS_TARGET),
+        loading: _judged(f"{load:.2f} s", load < LOAD_TARGET),
+    }
 
 
-def _target(what: str, ratios: Iterable[float], factor: float) -> list[str]:
+def _against(ratios: Iterable[float], factor: float) -> str:
     ratio = max(ratios)
-    return [what, f"{ratio:.2f} times", "yes" if ratio >= factor else "no"]
+    return _judged(f"{ratio:.2f} times", ratio >= factor)
+
+
+def _judged(figure: str, met: bool) -> str:
+    return f"{figure}, {'met' if met else 'not met'}"
 
 
 def official(record: Record, way: str) -> float:

@@ -66,33 +66,57 @@ def seconds_of(record: str) -> dict[str, float]:
 
 
 def test_the_readme_has_the_times_of_their_record() -> None:
-    seconds = seconds_of("mar_b_64")
+    seconds = seconds_of("mar_b_64_amx")
     lines = lines_of("../README.md")
     for row, name in README_ROWS.items():
         factor = seconds["official bf16 autocast"] / seconds[name]
         assert f"| {row} | {figure(seconds[name])} | {factor:.2f}x |" in lines
 
 
-def test_the_readme_has_the_times_of_a_processor_with_avx2() -> None:
-    seconds = {name: figure(value) for name, value in seconds_of("mar_b_64_avx2").items()}
+def test_the_readme_has_the_times_of_other_processors() -> None:
+    bf16, avx2, default, eight = (
+        {name: figure(value) for name, value in seconds_of(record).items()}
+        for record in ("mar_b_64", "mar_b_64_avx2", "mar_b_256_amx", "mar_b_64_batch_8_amx")
+    )
+    text = " ".join(lines_of("../README.md"))
+    for sentence in (
+        f"an image takes {bf16['official bf16 autocast']} s in the official loop with bf16 "
+        f"autocast, {bf16['disa openvino bf16']} s in disa in bf16 and "
+        f"{bf16['disa openvino int8']} s in int8.",
+        f"an image takes {avx2['official fp32']} s in the official loop in fp32, "
+        f"{avx2['disa cpu']} s in disa in fp32 and {avx2['disa cpu int8']} s in int8, and with a "
+        f"cached backbone (approximate) {avx2['disa cpu refresh 9:5']} s and "
+        f"{avx2['disa cpu int8 refresh 9:5']} s.",
+        f"256 iterations of 100 steps in fp32, takes {default['official fp32']} s.",
+        f"a cached backbone takes {eight['disa openvino int8 refresh 9:5']} s an image",
+    ):
+        assert sentence in text
+
+
+def test_the_readme_has_the_factors_of_the_other_families() -> None:
+    factors = [
+        f"{seconds['official bf16 autocast'] / seconds['disa openvino bf16']:.1f}"
+        for seconds in map(seconds_of, ("xar_b_amx", "flowar_s_amx", "harmon_0_5b_amx"))
+    ]
     assert (
-        f"an image takes {seconds['official fp32']} s in the official loop in fp32, "
-        f"{seconds['disa cpu']} s in disa in fp32 and {seconds['disa cpu int8']} s in int8, and "
-        f"with a cached backbone (approximate) {seconds['disa cpu refresh 9:5']} s and "
-        f"{seconds['disa cpu int8 refresh 9:5']} s."
+        f"xAR-B, FlowAR-S and Harmon-0.5B in bf16 are {factors[0]}, {factors[1]} and {factors[2]} "
+        "times as fast as their official loops with bf16 autocast."
     ) in " ".join(lines_of("../README.md"))
 
 
 def test_the_cached_backbone_has_the_times_of_their_records() -> None:
-    records = [seconds_of(name) for name in ("mar_b_64", "mar_b_64_batch_8")]
     lines = lines_of("cached-backbone.md")
-    for row, name in {
-        "fp32, ONNX Runtime": "disa cpu",
-        "bf16, OpenVINO": "disa openvino bf16",
-        "int8, ONNX Runtime": "disa cpu int8",
-        "int8, the rest bf16, OpenVINO": "disa openvino int8",
-    }.items():
-        assert row_of(row, name, records) in lines
+    for names in (("mar_b_64", "mar_b_64_batch_8"), ("mar_b_64_amx", "mar_b_64_batch_8_amx")):
+        records = [seconds_of(name) for name in names]
+        official = [figure(seconds["official bf16 autocast"]) for seconds in records]
+        assert f"| official loop, bf16 autocast | {official[0]} | | {official[1]} | |" in lines
+        for row, name in {
+            "fp32, ONNX Runtime": "disa cpu",
+            "bf16, OpenVINO": "disa openvino bf16",
+            "int8, ONNX Runtime": "disa cpu int8",
+            "int8, the rest bf16, OpenVINO": "disa openvino int8",
+        }.items():
+            assert row_of(row, name, records) in lines
 
 
 def row_of(row: str, name: str, records: list[dict[str, float]]) -> str:

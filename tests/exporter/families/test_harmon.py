@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -313,6 +314,24 @@ def test_a_plan_keeps_the_language_model_once(golden_plan: ExportGolden) -> None
     layers = sum(v.nbytes for k, v in STATE.items() if k.startswith("llm.model.layers.0."))
     own = sum(v.nbytes for k, v in STATE.items() if k.startswith(("mar.", "proj_")))
     assert sum(members[name].size for name in second.data[1:]) < own + layers
+
+
+def test_rotary_tables_are_sines_of_the_angles(model: Harmon) -> None:
+    language = model.language_model
+    place = np.array([[0, 1, 511, 512, 1100, 67_647, qwen2.RANGE**2 - 1]])
+    rotation = language.rotation(torch.from_numpy(place))
+    width = 2 * rotation.cos.shape[-1]
+    angle = place[0][:, None] * 1e6 ** (-np.arange(0, width, 2) / width)
+    np.testing.assert_allclose(rotation.cos[0, 0], np.cos(angle), atol=2e-7)
+    np.testing.assert_allclose(rotation.sin[0, 0], np.sin(angle), atol=2e-7)
+
+
+@pytest.mark.parametrize("graph", ["backbone", "refresh", "reuse"])
+def test_no_angle_is_computed_in_a_graph(golden_plan: ExportGolden, graph: str) -> None:
+    """In bf16 an angle would be wrong by half a turn and more."""
+    with Plan.open(golden_plan("harmon", cached_backbone=True)) as plan:
+        loaded = onnx.load_from_string(bytes(plan.read(plan.graph(graph).onnx)))
+    assert not {"Sin", "Cos"} & {node.op_type for node in loaded.graph.node}
 
 
 def test_dimensions_of_a_plan_are_symbolic(golden_plan: ExportGolden) -> None:
