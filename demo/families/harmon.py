@@ -24,6 +24,7 @@ from disa.exporter.checkpoints.tokenizer import PRE_TOKENS, SPECIAL_TOKENS
 from disa.exporter.families.configs.harmon import HarmonConfig
 from disa.exporter.families.harmon_model import AFTER_THE_IMAGE, Harmon
 from disa.exporter.layers import qwen2
+from disa.exporter.layers.transformer import additive
 from disa.runtime.families.conditions.prompt import CONDITIONAL, TEMPLATE, UNCONDITIONAL
 
 from ..data import captions
@@ -186,10 +187,11 @@ class Training:
         place = torch.cat([start, place], 1)
         real = torch.cat([torch.arange(padded) < lengths[:, None], place[:, padded:] >= 0], 1)
         sees = (place[:, None, :] <= place[:, :, None]) & real[:, None, :]
-        position = sees.sum(-1) - 1
-        mask = qwen2.additive(sees)[:, None, None]
+        # Padding sees nothing; its place does not matter.
+        position = (sees.sum(-1) - 1).clamp(min=0)
+        mask = additive(sees)[:, None, None]
         x = torch.cat([model.embed_tokens(ids).float(), self.model.proj_in(encoded)], 1)
-        rotation = model.rotation(position.float())
+        rotation = model.rotation(position)
         for layer in cast(list[qwen2.Layer], list(model.layers)):
             x = layer(x, rotation, mask)[0]
         result: Tensor = model.norm(x[:, padded:])
