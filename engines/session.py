@@ -32,8 +32,9 @@ class Session(Protocol):
     """A loaded graph.
 
     Output arrays may be on a device. They offer `shape`, `dtype`, `len(a)`, `np.asarray(a)`,
-    `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view) and to set; a loop
-    that uses only these runs on any backend. Host arrays are accepted everywhere.
+    `a.reshape(...)` and slices along the first axis, `a[i:j]`, to get (a view) and to set; slices
+    along a later axis, such as `a[:, :, i:j]`, can be set only. A loop that uses only these runs on
+    any backend. Host arrays are accepted everywhere.
     """
 
     inputs: tuple[TensorSpec, ...]
