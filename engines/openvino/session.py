@@ -69,7 +69,7 @@ class OpenVINOSession:
                 if has_angles(model):
                     cast_matmuls(self._openvino, model)
                     hint = "fp32"
-                self._narrow_caches(plan.manifest.cached(graph), model)
+                self._narrow_caches(plan.manifest.cache_tensors(graph), model)
             settings = _settings(_HINTS[hint], threads or physical_cores())
             self._model = core.compile_model(model, "CPU", settings)
             self._request = self._model.create_infer_request()

@@ -117,7 +117,7 @@ class Manifest:
         """The graphs with a role, in the plan's order."""
         return [graph for graph in self.graphs.values() if graph.traits.role is role]
 
-    def cached(self, graph: str) -> frozenset[str]:
+    def cache_tensors(self, graph: str) -> frozenset[str]:
         """The inputs and outputs of a graph that only a cached backbone's next passes read.
 
         They are outputs of the full pass and inputs of the passes that reuse them, and the new

@@ -14,14 +14,6 @@ from torch import Tensor
 from .transformer import Block, additive, attention
 
 
-def project(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of `x` [batch, tokens, width]."""
-    attn = block.attn
-    qkv = attn.qkv(block.norm1(x).to(attn.qkv.weight.dtype)).unflatten(-1, (3, attn.heads, -1))
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return query, key, value
-
-
 def attention_over_both(
     query: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor], mask: Tensor
 ) -> Tensor:
@@ -47,8 +39,8 @@ def attention_over_both(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def outside(start: int, stop: int, places: int) -> Tensor:
-    """The additive mask of all places but those from `start` to `stop`, [places] in fp32."""
+def hiding(start: int, stop: int, places: int) -> Tensor:
+    """The additive mask that hides the places from `start` to `stop`, [places] in fp32."""
     place = torch.arange(places)
     return additive((place < start) | (place >= stop))
 
@@ -81,7 +73,7 @@ def run_all(
     blocks = list(blocks)
     kept = []
     for index, block in enumerate(blocks):
-        query, key, value = project(block, x)
+        query, key, value = block.attn.project(block.norm1(x))
         kept += [key[:cached], value[:cached]]
         if index == len(blocks) - 1 and last_from:
             x, query = x[:, last_from:], query[:, :, last_from:]
@@ -111,7 +103,7 @@ def run_some(
     blocks = list(blocks)
     fresh = []
     for index, block in enumerate(blocks):
-        query, key, value = project(block, x)
+        query, key, value = block.attn.project(block.norm1(x))
         fresh += [key.float(), value.float()]
         if index == len(blocks) - 1 and last_from:
             x, query = x[:, last_from:], query[:, :, last_from:]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .qwen2 import Layer, Qwen2, Rotation
+from .qwen2 import Layer, Qwen2, Rotation, by_head
 
 
 def run_cached(
@@ -61,11 +61,7 @@ def _project(layer: Layer, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys before rotation and values, [rows, key_heads, tokens, head_dim]."""
     attn = layer.self_attn
     x = normed.to(attn.k_proj.weight.dtype)
-    key, value = (
-        project(x).unflatten(-1, (attn.key_heads, -1)).transpose(1, 2)
-        for project in (attn.k_proj, attn.v_proj)
-    )
-    return key, value
+    return by_head(attn.k_proj(x), attn.key_heads), by_head(attn.v_proj(x), attn.key_heads)
 
 
 def _behind(

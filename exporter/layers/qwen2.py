@@ -42,8 +42,9 @@ WITHOUT_EFFECT = (
     "transformers_version", "use_cache", "use_mrope",
 )  # fmt: skip
 """Keys of a published `config.json` that have no effect here."""
-RANGE = 512
-"""Positions are below its square; the largest image and prompt have 67,648 tokens together."""
+TABLE_SIZE = 512
+"""Rows of the two rotary tables. Positions are below its square: the largest image and prompt have
+67,648 tokens together."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,10 @@ class Attention(nn.Module):
         Both are [rows, key_heads, tokens, head_dim].
         """
         x = x.to(self.k_proj.weight.dtype)
-        key, value = _heads(self.k_proj(x), self.key_heads), _heads(self.v_proj(x), self.key_heads)
+        key, value = (
+            by_head(self.k_proj(x), self.key_heads),
+            by_head(self.v_proj(x), self.key_heads),
+        )
         return rotation(key).to(x.dtype), value
 
     def forward(
@@ -217,7 +221,7 @@ class Attention(nn.Module):
             mask: added to the scores, [rows or 1, 1, 1, tokens, keys].
             key, value: [rows, key_heads, keys, head_dim].
         """
-        query = rotation(_heads(self.q_proj(x.to(key.dtype)), self.heads), self.scale)
+        query = rotation(by_head(self.q_proj(x.to(key.dtype)), self.heads), self.scale)
         query = query.to(key.dtype).unflatten(1, (self.key_heads, self.group))
         scores = query.flatten(2, 3) @ key.transpose(-2, -1)
         weights = (scores.float().unflatten(2, (self.group, -1)) + mask).softmax(-1)
@@ -227,7 +231,7 @@ class Attention(nn.Module):
         return result
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def by_head(x: Tensor, heads: int) -> Tensor:
     """[rows, tokens, width] -> [rows, heads, tokens, head_dim]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
@@ -284,28 +288,28 @@ class Layer(nn.Module):
 class Qwen2(nn.Module):
     """The transformer without its output layer, with the keys of an official checkpoint."""
 
-    coarse_turns: Tensor
-    fine_turns: Tensor
+    coarse_table: Tensor
+    fine_table: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.embed_tokens = NarrowEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        for name, distance in (("coarse", RANGE), ("fine", 1)):
+        for name, distance in (("coarse", TABLE_SIZE), ("fine", 1)):
             # Constants, not weights: on the CPU even if the model is on the meta device.
-            self.register_buffer(f"{name}_turns", _turns(distance, config), persistent=False)
+            self.register_buffer(f"{name}_table", _rotary_table(distance, config), persistent=False)
 
     def rotation(self, positions: Tensor) -> Rotation:
-        """Rotary tables for `positions` [rows, tokens], whole numbers below `RANGE` ** 2.
+        """Rotary tables for `positions` [rows, tokens], whole numbers below `TABLE_SIZE` ** 2.
 
         cos(a + b) and sin(a + b) of two parts of the position, whose sines are constants: an engine
         that computes in bf16 has no angle to round.
         """
-        cos, sin = self.coarse_turns[:, positions // RANGE]
-        cos_fine, sin_fine = self.fine_turns[:, positions % RANGE]
-        turned = cos * cos_fine - sin * sin_fine, sin * cos_fine + cos * sin_fine
-        return Rotation(*(each[:, None] for each in turned))
+        cos, sin = self.coarse_table[:, positions // TABLE_SIZE]
+        cos_fine, sin_fine = self.fine_table[:, positions % TABLE_SIZE]
+        both = cos * cos_fine - sin * sin_fine, sin * cos_fine + cos * sin_fine
+        return Rotation(*(each[:, None] for each in both))
 
     def prompt(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of every layer, [layers, prompts, key_heads, length, head_dim], fp32.
@@ -344,13 +348,13 @@ class Qwen2(nn.Module):
         return result
 
 
-def _turns(distance: int, config: Config) -> Tensor:
+def _rotary_table(distance: int, config: Config) -> Tensor:
     """Cosines and sines of the rotary angles of every `distance`-th position.
 
     Returns:
-        [2, RANGE, head_dim / 2] in fp32, computed in fp64.
+        [2, TABLE_SIZE, head_dim / 2] in fp32, computed in fp64.
     """
-    place = distance * torch.arange(RANGE, dtype=torch.float64, device="cpu")
+    place = distance * torch.arange(TABLE_SIZE, dtype=torch.float64, device="cpu")
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
     angle = place[:, None] * config.rope_theta ** (-exponent / config.head_dim)
     return torch.stack([angle.cos(), angle.sin()]).float()

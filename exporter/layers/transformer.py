@@ -68,11 +68,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` [batch, tokens, width] in fp32; the result has the same shape."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of `x` [batch, tokens, width]: [batch, heads, tokens, head_dim]."""
         qkv = self.qkv(x.to(self.qkv.weight.dtype)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        result: Tensor = self.proj(attention(query, key, value)).float()
+        return query, key, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [batch, tokens, width] in fp32; the result has the same shape."""
+        result: Tensor = self.proj(attention(*self.project(x))).float()
         return result
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...layers.cached_block import outside, run_all, run_some
+from ...layers.cached_block import hiding, run_all, run_some
 from ..mar import MAR, MaskedDecoder
 
 
@@ -71,7 +71,7 @@ class CachedDecoder(nn.Module):
         """
         decode, new = self.decode, known.shape[0]
         start = decode.buffer_size + cached
-        mask = outside(start, start + new + predicted.shape[0], caches[0].shape[2])
+        mask = hiding(start, start + new + predicted.shape[0], caches[0].shape[2])
         places = torch.cat([known, predicted])
         known_tokens = decode.decoder_embed(encoded)
         x = torch.cat(decode.image_tokens(known_tokens, 1, places, decoder_position), dim=1)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ...graphs.graph import Graph, Shape
-from ...layers.cached_block import outside, run_all, run_some, with_places
+from ...layers.cached_block import hiding, run_all, run_some, with_places
 from ...layers.cached_qwen2 import run_cached
 from ...layers.transformer import for_each
 from ..harmon import backbone_graph
@@ -121,7 +121,7 @@ class Reuse(nn.Module):
         places = caches[0].shape[2]
 
         x = backbone.embed_known(tokens, encoder_position[place])
-        mask = outside(old, places, places)
+        mask = hiding(old, places, places)
         x, encoder = run_some(backbone.encoder_blocks, x, caches[:of_encoder], mask)
         encoded = backbone.encoder_norm(x)
         rows = prompt_index[0]

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ...graphs.graph import Graph, Shape
-from ...layers.cached_block import outside, run_all, run_some, with_places
+from ...layers.cached_block import hiding, run_all, run_some, with_places
 from ..mar import MAR, Backbone, backbone_graph
 from .decoder import CachedDecoder
 from .graphs import refresh_graph, reuse_graph, with_cache_sizes
@@ -84,7 +84,7 @@ class Reuse(nn.Module):
         place = known[cached:]
         x = backbone.embed_known(tokens, place)
         places = caches[0].shape[2]
-        mask = outside(backbone.decode.buffer_size + cached, places, places)
+        mask = hiding(backbone.decode.buffer_size + cached, places, places)
         x, encoder = run_some(backbone.encoder_blocks, x, caches[:of_encoder], mask)
         condition, decoder = self.decoder.extend(
             backbone.encoder_norm(x),

@@ -8,7 +8,7 @@ import openvino
 import pytest
 from onnx import helper, numpy_helper
 
-from disa.engines.openvino.model import cast_matmuls, has_angles, read_model
+from disa.engines.openvino.model import cast_matmuls, has_angles, narrow, read_model
 from disa.engines.plan.plan import Plan
 
 from ..tiny_graphs import graph, write_int8_plan, write_plan
@@ -55,3 +55,25 @@ def test_matmuls_in_int8_stay_so(tmp_path: Path) -> None:
     model, _kept = model_of(write_int8_plan(tmp_path / "a.plan"))
     cast_matmuls(openvino, model)
     assert [operand_types(node) for node in matmuls(model)] == [["f32", "f32"]]
+
+
+def test_inputs_and_outputs_can_be_the_bits_of_bfloat16(tmp_path: Path) -> None:
+    """The bits of bf16 are the upper half of those of fp32, so that small whole numbers stay."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
+    model, _kept = model_of(write_plan(tmp_path / "a.plan", [graph(*nodes)]))
+    values = np.arange(4, dtype=np.float32)[None]
+    narrow(openvino, model, {"y", "unknown"})
+    assert ports_of(model) == [({"x"}, "f32"), ({"y"}, "bf16")]
+    request = openvino.compile_model(model, "CPU").create_infer_request()
+    request.set_tensor("x", openvino.Tensor(values))
+    request.infer()
+    found = request.get_tensor("y").data.view(np.uint16).astype(np.uint32) << 16
+    assert found.view(np.float32).tolist() == [[0, 2, 4, 6]]
+    narrow(openvino, model, {"x"})
+    assert ports_of(model) == [({"x"}, "bf16"), ({"y"}, "bf16")]
+
+
+def ports_of(model: Any) -> list[tuple[set[str], str]]:
+    """Names and types of the inputs and outputs."""
+    ports = (*model.inputs, *model.outputs)
+    return [(port.get_names(), port.get_element_type().get_type_name()) for port in ports]

@@ -411,11 +411,11 @@ def test_caches_go_from_a_full_pass_to_the_next_ones() -> None:
     changed["engines"] = []
     graphs = changed["graphs"]
     graphs["all"] = _pass("refresh", ["tokens"], ["condition", "keys", "difference"])
-    assert parse(changed).cached("all") == frozenset()
+    assert parse(changed).cache_tensors("all") == frozenset()
     graphs["some"] = _pass(
         "reuse", ["tokens", "difference", "keys"], ["condition", "new_keys", "new_tokens"]
     )
     manifest = parse(changed)
-    assert manifest.cached("all") == {"keys", "difference"}
-    assert manifest.cached("some") == {"keys", "difference", "new_keys"}
-    assert manifest.cached("head") == frozenset()
+    assert manifest.cache_tensors("all") == {"keys", "difference"}
+    assert manifest.cache_tensors("some") == {"keys", "difference", "new_keys"}
+    assert manifest.cache_tensors("head") == frozenset()

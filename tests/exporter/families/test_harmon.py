@@ -318,7 +318,7 @@ def test_a_plan_keeps_the_language_model_once(golden_plan: ExportGolden) -> None
 
 def test_rotary_tables_are_sines_of_the_angles(model: Harmon) -> None:
     language = model.language_model
-    place = np.array([[0, 1, 511, 512, 1100, 67_647, qwen2.RANGE**2 - 1]])
+    place = np.array([[0, 1, 511, 512, 1100, 67_647, qwen2.TABLE_SIZE**2 - 1]])
     rotation = language.rotation(torch.from_numpy(place))
     width = 2 * rotation.cos.shape[-1]
     angle = place[0][:, None] * 1e6 ** (-np.arange(0, width, 2) / width)

@@ -59,7 +59,7 @@ def test_caches_of_bf16_passes_are_in_bf16(cached_backbone_plan: Path) -> None:
     narrow = Pipeline.from_plan(cached_backbone_plan, "openvino")
     exact = Pipeline.from_plan(cached_backbone_plan, "openvino", exact=True)
     for pipe, kind in ((narrow, "uint16"), (exact, "float32")):
-        caches = pipe.plan.manifest.cached("reuse")
+        caches = pipe.plan.manifest.cache_tensors("reuse")
         given = {spec.dtype for spec in pipe.family.session("reuse").inputs if spec.name in caches}
         assert given == {kind}
     expected = generate(exact, 2, refresh="3:2")
